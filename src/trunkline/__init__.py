@@ -1,0 +1,2 @@
+"""The channel layer for the real-time web."""
+__version__ = "0.1.0"

@@ -1,0 +1,134 @@
+"""The contract: what carries frames between nodes, and nothing more.
+
+A *transport* moves *frames* (opaque bytes) between *nodes* (one open layer in one event loop). It knows *topics* (every
+subscriber gets a copy) and *queues* (one taker gets it). It never hears of groups, messages or consumers: their
+meaning is given once, above, by the layer. So what holds on ``memory://`` holds on every other transport.
+
+Rules for whoever implements one:
+
+- Construction does no I/O and needs no event loop. All other methods run in the loop that called ``open``.
+- Arrivals are handed to ``arrivals.deliver(frame)`` by plain calls that never block and never raise; no queue sits on
+  this boundary. Arrivals may start before ``open`` returns and must stop when ``close`` returns.
+- A driver's exception becomes ``TransportUnavailable`` (as its ``__cause__``) in one place. It means: not sent.
+- Cancelling any call leaves the transport usable and loses nothing that was already taken.
+
+``trunkline.testing.TransportConformance`` is this page as tests.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, Self
+
+__all__ = ["Arrivals", "Transport"]
+
+
+class Arrivals(Protocol):
+    """What a transport calls when something arrives. The calls are quick, synchronous and do not raise."""
+
+    def deliver(self, frame: bytes) -> None:
+        """Take one frame that was published to a subscribed topic or posted to this node."""
+
+    def gap(self, topic: str | None, reason: str) -> None:
+        """Learn that frames for this topic (None: any topic) were lost and cannot be fetched any more."""
+
+
+class Transport(ABC):
+    """Carries frames between nodes."""
+
+    #: Extra powers this transport has, e.g. ``"history"``. The layer asks before it offers them.
+    features: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    @abstractmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """Make one from a URL whose scheme named it; ``options`` are keyword arguments of the constructor."""
+
+    @abstractmethod
+    async def open(self, node: str, arrivals: Arrivals) -> None:
+        """Connect under this node name, unique for ever. From the return on, posts to the node arrive.
+
+        Raises:
+            TransportUnavailable: It could not connect.
+            ConfigurationError: It never will (wrong permissions, wrong path, wrong version).
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Leave: the node is gone for all others, no task or connection stays. Closing twice is fine."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Let go of every local resource at once, without I/O that others would notice.
+
+        Called in a forked child, which must not speak for its parent, and when the event loop is already closed.
+        """
+
+    @abstractmethod
+    def now(self) -> float:
+        """The shared clock, in seconds: the broker's where there is one. All expiry is measured on it."""
+
+    @abstractmethod
+    async def subscribe(self, topic: str) -> None:
+        """Receive the topic. On return, no later publish is missed."""
+
+    @abstractmethod
+    async def unsubscribe(self, topic: str) -> None:
+        """Stop receiving the topic. Unknown topics are ignored."""
+
+    @abstractmethod
+    async def publish(self, topic: str, frame: bytes, ttl: float) -> Sequence[str]:
+        """Carry the frame to every node subscribed, this one included, and into every queue bound to the topic.
+
+        Delivery: at most once to each node; to a live node that can be reached within ``ttl`` seconds, exactly once.
+        Order: as this node published, for each receiving node.
+
+        Returns:
+            The bound queues that were full and did not get it (usually empty).
+        """
+
+    @abstractmethod
+    async def post(self, node: str, channel: str, frame: bytes, capacity: int | None, ttl: float) -> bool:
+        """Carry the frame to one node, counting it against ``capacity`` frames waiting on ``channel`` (None: no bound).
+
+        The owner tells by ``taken`` what was consumed; until then a frame counts, wherever it is.
+        Order: with publishes of the same sender, as sent.
+
+        Returns:
+            False when no such node is open: nothing was sent.
+
+        Raises:
+            ChannelFull: ``capacity`` posted frames are waiting.
+        """
+
+    @abstractmethod
+    def taken(self, channel: str, count: int) -> None:
+        """Report that ``count`` posted frames of a channel of this node were consumed (or dropped). Never waits."""
+
+    @abstractmethod
+    async def push(self, queue: str, frame: bytes, capacity: int, ttl: float) -> None:
+        """Append to a shared queue. The frame is forgotten after ``ttl`` seconds and then no longer counts.
+
+        Raises:
+            ChannelFull: ``capacity`` live frames are waiting.
+        """
+
+    @abstractmethod
+    async def pull(self, queue: str) -> bytes:
+        """Wait for the oldest live frame of the queue and take it: no other pull, in any process, gets it too.
+
+        Cancellation: safe. A cancelled pull takes nothing. An outage is waited out, not raised.
+        """
+
+    @abstractmethod
+    async def bind(self, topic: str, queue: str, capacity: int, ttl: float) -> None:
+        """Append every later publish to ``topic`` to the queue too, for ``ttl`` seconds from the last bind."""
+
+    @abstractmethod
+    async def unbind(self, topic: str, queue: str) -> None:
+        """Undo ``bind``. Unknown pairs are ignored."""
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Forget every frame, queue, binding and count of this prefix, for all nodes. Nodes and subscriptions stay."""
