@@ -1,2 +1,39 @@
-"""The channel layer for the real-time web."""
+"""The channel layer for Python's real-time web.
+
+Processes of one application talk through named channels and groups: ``send`` to one channel, a queue that several workers
+share, ``group_send`` to everyone in a group, wherever they are connected.
+"""
+
+from .errors import (
+    ChannelFull,
+    ConfigurationError,
+    InvalidMessage,
+    InvalidName,
+    LayerClosed,
+    MessageTooLarge,
+    NotOwner,
+    TransportUnavailable,
+    TrunklineError,
+)
+from .layer import ChannelLayer
+from .names import safe_group_name
+from .opening import configure, get_channel_layer, layer_from_url
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ChannelFull",
+    "ChannelLayer",
+    "ConfigurationError",
+    "InvalidMessage",
+    "InvalidName",
+    "LayerClosed",
+    "MessageTooLarge",
+    "NotOwner",
+    "TransportUnavailable",
+    "TrunklineError",
+    "configure",
+    "get_channel_layer",
+    "layer_from_url",
+    "safe_group_name",
+]

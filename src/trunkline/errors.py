@@ -79,7 +79,7 @@ class Refused(TrunklineError):
         # imported the module: join its class then, and import nothing otherwise.
         theirs = getattr(sys.modules.get("channels.exceptions"), cls.__name__, None)
         if isinstance(theirs, type) and not issubclass(cls, theirs):
-            return super().__new__(_twin(cls, theirs), *args)  # type: ignore[arg-type]
+            return super().__new__(_twin(cls, theirs), *args)  # type: ignore[return-value, arg-type]
         return super().__new__(cls, *args)
 
 

@@ -1,0 +1,278 @@
+"""ChannelLayer: the methods users call, from any loop, any thread and after a fork.
+
+A layer object holds one ``Node`` for each event loop that uses it. Calls that come through ``async_to_sync`` run in a loop
+that ends with the call, and calls through ``layer.sync`` in none: those share one node in a background thread (see
+``sync.py``), so a thousand such calls cost one connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from asgiref.sync import AsyncToSync
+
+from . import names
+from .envelope import Message, Seal
+from .errors import ChannelFull, MessageTooLarge, TransportUnavailable
+from .logs import logger
+from .node import Node, Stats
+from .settings import Options, Settings
+from .sync import Elsewhere, SyncLayer, background_loop
+from .transport import Transport
+
+__all__ = ["ChannelLayer", "Options"]
+
+_RETRY = 0.5
+_layers: weakref.WeakSet[ChannelLayer] = weakref.WeakSet()
+
+
+class ChannelLayer:
+    """Named channels and groups across the processes of one application.
+
+    Making one does no I/O and needs no event loop: it may be made anywhere, in any thread, before a fork.
+    """
+
+    #: What this layer can do beyond ``send`` and ``receive``.
+    extensions = ["groups", "flush"]
+    ChannelFull = ChannelFull
+    MessageTooLarge = MessageTooLarge
+
+    def __init__(
+        self,
+        make_transport: Callable[[], Transport],
+        settings: Settings,
+        on_gap: Callable[[str | None, str], object] | None = None,
+    ) -> None:
+        self._make_transport = make_transport
+        # One is made right now: it tells wrong options here rather than on first use, and keeps a memory hub alive.
+        self._first = make_transport()
+        self._settings = settings
+        self._seal = Seal(settings.symmetric_encryption_keys or ())
+        self._nodes: dict[asyncio.AbstractEventLoop, Node] = {}
+        self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Node]] = {}
+        self._past = Stats()
+        #: Called with the group (None: any) and the reason when messages were lost that cannot be fetched any more.
+        self.on_gap = on_gap
+        self.expiry = settings.expiry
+        self.group_expiry = settings.group_expiry
+        self.capacity = settings.capacity
+        self.channel_capacity = settings.compiled
+        #: The same methods without ``await``, for threads, views, scripts and task queues.
+        self.sync = SyncLayer(self)
+        _layers.add(self)
+        weakref.finalize(self, _release, self._nodes).atexit = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} capacity={self.capacity} expiry={self.expiry} nodes={len(self._nodes)}>"
+        )
+
+    # Channels
+
+    async def send(self, channel: str, message: Mapping[str, Any]) -> None:
+        """Send a message to one channel.
+
+        Delivery: at most once. It is kept for ``expiry`` seconds; to a specific channel whose process is gone it is dropped
+        and counted.
+        Order: as sent, for one sender.
+
+        Raises:
+            InvalidName: The name breaks the naming rules.
+            InvalidMessage: Not a dict, or a value in it cannot travel.
+            MessageTooLarge: It is above ``max_message_size`` bytes.
+            ChannelFull: As many messages wait there as its capacity allows.
+            TransportUnavailable: Nothing was sent; it is safe to retry.
+        """
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        await node.send(channel, message)
+
+    async def receive(self, channel: str) -> Message:
+        """Wait for the next message on a channel.
+
+        Delivery: at most once. Stale messages are skipped, never returned. Several receivers of one normal channel, in
+        any process, share its messages.
+        Order: as the sender sent them, for one sender; between senders, none.
+        Cancellation: safe. A cancelled call takes nothing; the next one gets it. Outages are waited out.
+
+        Raises:
+            InvalidName: The name breaks the naming rules.
+            NotOwner: The channel belongs to another process.
+            LayerClosed: The layer was closed while waiting.
+        """
+        loop = asyncio.get_running_loop()
+        node: Node | Elsewhere | None = self._nodes.get(loop)
+        while node is None:
+            try:
+                node = await self._here()
+            except TransportUnavailable as error:
+                logger.warning("cannot receive yet, will retry: %s", error)
+                await asyncio.sleep(_RETRY)
+        owner = names.channel(channel).node
+        if owner is not None and isinstance(node, Node) and owner != node.name:
+            for other in list(self._nodes.values()):
+                if other.name == owner and not other.loop.is_closed():
+                    node = Elsewhere(self, other.loop)
+        return await node.receive(channel)
+
+    async def new_channel(self, prefix: str = "specific") -> str:
+        """Make a channel name that nobody else has; only this process can receive on it.
+
+        Raises:
+            InvalidName: The prefix breaks the naming rules.
+        """
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        return await node.new_channel(prefix)
+
+    async def forget(self, channel: str) -> None:
+        """Drop a channel of this process that nobody will receive on any more, with its messages and memberships.
+
+        Without it, the memberships end after ``group_expiry`` and the rest after ``expiry`` seconds.
+        """
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        await node.forget(channel)
+
+    # Groups
+
+    async def group_add(self, group: str, channel: str) -> None:
+        """Make a channel a member of a group: of this process or of another, specific or normal.
+
+        On return, every ``group_send`` that starts from then on reaches it. The membership ends with the process that
+        owns the channel, or ``group_expiry`` seconds after the channel's last sign of life (for a normal channel: after
+        the last ``group_add``).
+
+        Raises:
+            InvalidName: A name breaks the naming rules.
+            TransportUnavailable: The membership was not made, or its owner did not confirm it.
+        """
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        await node.group_add(group, channel)
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        """End a membership; one that does not exist is ignored.
+
+        Raises:
+            InvalidName: A name breaks the naming rules.
+            TransportUnavailable: The owner of the channel could not be told.
+        """
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        await node.group_discard(group, channel)
+
+    async def group_send(self, group: str, message: Mapping[str, Any]) -> None:
+        """Send a message to every member of a group, wherever it is. One publish, however many members.
+
+        Delivery: at most once to each member. A member whose channel is full misses it, which is counted and logged.
+        Order: as sent, for one sender.
+
+        Raises:
+            InvalidName: The name breaks the naming rules.
+            InvalidMessage: Not a dict, or a value in it cannot travel.
+            MessageTooLarge: It is above ``max_message_size`` bytes.
+            TransportUnavailable: Nothing was sent; it is safe to retry.
+        """
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        await node.group_send(group, message)
+
+    # Life
+
+    async def flush(self) -> None:
+        """Forget every message and membership, in all processes. Receivers go on waiting."""
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        await node.flush()
+
+    async def close(self) -> None:
+        """Close what this layer holds open, in every loop. Receivers get ``LayerClosed``; the next call opens anew."""
+        here = asyncio.get_running_loop()
+        for loop, node in list(self._nodes.items()):
+            if loop is here:
+                await node.close()
+            elif loop.is_running():
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(node.close(), loop))
+            else:
+                node.abandon()
+
+    async def close_pools(self) -> None:
+        """The same as ``close``, under the name other layers gave it."""
+        await self.close()
+
+    async def __aenter__(self) -> Self:
+        await self._here()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def stats(self) -> Stats:
+        """Counters of this process since the layer was made."""
+        return sum((node.counted() for node in self._nodes.values()), self._past)
+
+    # Nodes
+
+    async def _here(self) -> Node | Elsewhere:
+        """The node for the running loop, opened on first use."""
+        loop = asyncio.get_running_loop()
+        # asgiref lists here the loops it makes for one async_to_sync call: a node of their own would die with the call.
+        if loop in AsyncToSync.loop_thread_executors:
+            return Elsewhere(self, background_loop())
+        if (node := self._nodes.get(loop)) is not None:
+            return node
+        for dead in [other for other in self._nodes.values() if other.loop.is_closed()]:
+            dead.abandon()
+        task = self._opening.get(loop)
+        if task is None:
+            task = self._opening[loop] = loop.create_task(self._open(loop))
+        return await asyncio.shield(task)
+
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> Node:
+        layer = weakref.ref(self)  # a node must not keep its layer alive
+
+        def on_gap(topic: str | None, reason: str) -> None:
+            if (owner := layer()) is not None and owner.on_gap is not None:
+                owner.on_gap(topic, reason)
+
+        def on_closed(node: Node) -> None:
+            if (owner := layer()) is not None:
+                owner._past = owner._past + node.counted()
+                owner._nodes.pop(loop, None)
+
+        try:
+            node = Node(self._settings, self._seal, self._make_transport(), on_gap, on_closed)
+            await node.open()
+            self._nodes[loop] = node
+            return node
+        finally:
+            del self._opening[loop]
+
+    async def _put_back(self, channel: str, message: Message) -> None:
+        await self._nodes[asyncio.get_running_loop()].put_back(channel, message)
+
+    def _after_fork(self) -> None:
+        for node in list(self._nodes.values()):
+            node.abandon()
+        self._opening.clear()
+
+
+def _release(nodes: dict[asyncio.AbstractEventLoop, Node]) -> None:
+    """The layer object is gone: close what it held open, where that still can be done."""
+    for loop, node in nodes.items():
+        if loop.is_closed():
+            node.abandon()
+        else:
+            with contextlib.suppress(RuntimeError):  # closed in this very moment
+                loop.call_soon_threadsafe(loop.create_task, node.close())
+
+
+def _forked() -> None:
+    for layer in _layers:
+        layer._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

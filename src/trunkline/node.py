@@ -1,0 +1,500 @@
+"""One open layer in one event loop: the numbered steps of a message's life.
+
+1. ``send`` or ``group_send`` puts the message into an envelope and makes a frame.
+2. The transport carries it.
+3. The other node's transport calls ``deliver``.
+4. The switchboard puts it into each mailbox it is for.
+5. ``receive`` hands it over.
+
+Everything users mean by a message is decided here and in the switchboard, whatever the transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from . import names
+from .envelope import CHANNEL, CONTROL, GROUP, Envelope, FrameError, Message, Seal, decode, encode
+from .errors import ChannelFull, LayerClosed, NotOwner, TransportUnavailable
+from .logs import RateLimited, logger
+from .settings import Settings
+from .switchboard import Mailbox, Parcel, Switchboard, Waiter
+from .transport import Transport
+
+__all__ = ["Node", "Stats"]
+
+#: Seconds between two rounds of housekeeping.
+_SWEEP = 5.0
+#: Seconds a node has to confirm a membership asked of it by another.
+_CONFIRM = 10.0
+#: The channel, of any node, that its layer itself reads.
+_CONTROL = "!layer"
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the node was opened, in messages."""
+
+    sent: int = 0
+    group_sent: int = 0
+    #: Put into a mailbox of this process.
+    delivered: int = 0
+    #: Handed over by ``receive``.
+    received: int = 0
+    #: Dropped because they waited longer than ``expiry``.
+    expired: int = 0
+    #: Group messages missed by a member whose channel was full.
+    missed: int = 0
+    #: Sends refused with ``ChannelFull``.
+    refused: int = 0
+    #: Sends to a channel whose process is gone.
+    gone: int = 0
+    #: Frames that could not be opened.
+    unreadable: int = 0
+    #: Times the transport told that frames were lost.
+    gaps: int = 0
+
+    def __add__(self, other: Stats) -> Stats:
+        return Stats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Stats)))
+
+
+class Node:
+    """The layer's part in one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        seal: Seal,
+        transport: Transport,
+        on_gap: Callable[[str | None, str], object],
+        on_closed: Callable[[Node], object],
+    ) -> None:
+        self.name = names.new_node()
+        self.loop = asyncio.get_running_loop()
+        self.closed = False
+        self.stats = Stats()
+        self._settings = settings
+        self._seal = seal
+        self._transport = transport
+        self._on_gap = on_gap
+        self._on_closed = on_closed
+        self._board = Switchboard(settings)
+        self._log = RateLimited()
+        self._subscribed: set[str] = set()
+        self._settling: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._confirms: dict[str, asyncio.Future[None]] = {}
+        self._tokens = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._farewell: AsyncGenerator[None, None] | None = None
+
+    # Life
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            TransportUnavailable: The transport could not connect.
+        """
+        await self._transport.open(self.name, self)
+        try:
+            await self._transport.subscribe(names.ALL_NODES)
+            # A loop that ends closes its async generators: the one sign that every way of running a loop gives.
+            self._farewell = self._close_with_loop()
+            await anext(self._farewell)
+        except BaseException:
+            await self.close()
+            raise
+        self._timer = self.loop.call_later(_SWEEP, self._sweep)
+
+    async def _close_with_loop(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            if not self.closed:
+                await self.close()
+
+    async def close(self) -> None:
+        """Leave; whoever waits in ``receive`` gets ``LayerClosed``. Closing twice is fine."""
+        if self.closed:
+            return
+        self._stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._transport.close()
+        if self._farewell is not None:
+            with contextlib.suppress(RuntimeError):  # already running: the loop itself is closing us
+                await self._farewell.aclose()
+
+    def abandon(self) -> None:
+        """Let go of everything at once: this is a forked child, or the loop is closed."""
+        self.closed = True
+        self._transport.abandon()
+        self._on_closed(self)
+
+    def _stop(self) -> None:
+        self.closed = True
+        self._on_closed(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        for box in self._board.boxes.values():
+            for waiter in box.waiters:
+                _wake(waiter)
+
+    # 1. Envelope
+
+    async def send(self, channel: str, message: Mapping[str, Any]) -> None:
+        """See ``ChannelLayer.send``."""
+        owner = names.channel(channel).node
+        body = encode(message, self._settings.max_message_size)
+        expires = self._transport.now() + self._settings.expiry
+        self.stats.sent += 1
+        if owner == self.name:
+            self._put(channel, body, expires, posted=False)
+            return
+        frame = self._seal.frame(CHANNEL, expires, channel, body)
+        capacity = self._settings.capacity_of(channel)
+        try:
+            # 2. Transport
+            if owner is None:
+                await self._transport.push(channel, frame, capacity, self._settings.expiry)
+            elif not await self._transport.post(owner, channel, frame, capacity, self._settings.expiry):
+                self._gone(channel)
+        except ChannelFull:
+            self.stats.refused += 1
+            raise
+
+    async def group_send(self, group: str, message: Mapping[str, Any]) -> None:
+        """See ``ChannelLayer.group_send``."""
+        names.group(group)
+        body = encode(message, self._settings.max_message_size)
+        expires = self._transport.now() + self._settings.expiry
+        frame = self._seal.frame(GROUP, expires, group, body)
+        self.stats.group_sent += 1
+        # 2. Transport
+        for queue in await self._transport.publish(group, frame, self._settings.expiry):
+            self._missed(queue, group)
+
+    # 3. Arrival
+
+    def deliver(self, frame: bytes) -> None:
+        """Take a frame from the transport."""
+        try:
+            envelope = self._seal.open(frame)
+            if envelope.kind == GROUP:
+                self._fan_out(envelope)
+            elif envelope.kind == CHANNEL:
+                self._put(envelope.address, envelope.body, envelope.expires, posted=True)
+            elif envelope.kind == CONTROL:
+                self._obey(decode(envelope.body))
+            else:
+                raise FrameError(f"unknown kind {envelope.kind}")
+        except FrameError as error:
+            if error.channel is not None:  # it was counted when it was posted
+                self._transport.taken(error.channel, 1)
+            self._unreadable(error)
+
+    def gap(self, topic: str | None, reason: str) -> None:
+        """Learn from the transport that messages were lost."""
+        self.stats.gaps += 1
+        self._log.warning(f"gap {topic}", "messages for %s were lost: %s", topic or "this process", reason)
+        try:
+            self._on_gap(None if topic == names.ALL_NODES else topic, reason)
+        except Exception:
+            logger.exception("on_gap raised")
+
+    # 4. Mailboxes
+
+    def _fan_out(self, envelope: Envelope) -> None:
+        group = envelope.address
+        if not self._board.has_members(group):
+            return
+        # Decoded once here, which also proves that it can be; the other members decode their own copy of it later,
+        # which costs a fifth of copying a dict.
+        parcel = Parcel(envelope.body, envelope.expires, False, decode(envelope.body))
+        now = self._transport.now()
+        count, wake = self._board.fan_out(group, parcel, now, lambda box: self._missed(box.channel, group))
+        self.stats.delivered += count
+        for waiter in wake:
+            _wake(waiter)
+        if not self._board.has_members(group):
+            self._spawn(self._settle(group))
+
+    def _put(self, channel: str, body: bytes, expires: float, posted: bool) -> None:
+        try:
+            parcel = Parcel(body, expires, posted, decode(body))
+        except FrameError as error:
+            error.channel = channel if posted else None
+            raise
+        accepted, waiter = self._board.put(channel, parcel, self._transport.now())
+        if not accepted:
+            self.stats.refused += 1
+            raise ChannelFull(f"{channel} holds {self._settings.capacity_of(channel)} messages, its capacity")
+        self.stats.delivered += 1
+        if waiter is not None:
+            _wake(waiter)
+
+    # 5. Handing over
+
+    async def receive(self, channel: str) -> Message:
+        """See ``ChannelLayer.receive``."""
+        owner = names.channel(channel).node
+        if owner is None:
+            return await self._receive_queue(channel)
+        if owner != self.name:
+            raise NotOwner(
+                f"{channel} belongs to another process, or to an event loop that has ended; "
+                "receive where new_channel() was called"
+            )
+        now = self._transport.now
+        while True:
+            if self.closed:
+                raise LayerClosed(f"the layer was closed while waiting on {channel}")
+            box = self._board.box(channel, now())
+            parcel = self._board.take(box, now())
+            if box.released:
+                self._report(box)
+            if parcel is not None:
+                break
+            waiter: asyncio.Future[None] = self.loop.create_future()
+            box.waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                box.waiters.remove(waiter)
+                # This waiter may have been cancelled after it was woken: the message is for the next one.
+                if box.parcels and box.waiters:
+                    _wake(box.waiters[0])
+        if box.parcels and box.waiters:
+            _wake(box.waiters[0])
+        self.stats.received += 1
+        message = parcel.fresh
+        if message is None:
+            return decode(parcel.body)
+        parcel.fresh = None
+        return message
+
+    async def _receive_queue(self, queue: str) -> Message:
+        while True:
+            try:
+                frame = await self._transport.pull(queue)
+            except LayerClosed:
+                raise LayerClosed(f"the layer was closed while waiting on {queue}") from None
+            try:
+                envelope = self._seal.open(frame)
+                message = decode(envelope.body)
+            except FrameError as error:
+                self._unreadable(error)
+                continue
+            if envelope.expires <= self._transport.now():
+                self.stats.expired += 1
+                continue
+            self.stats.received += 1
+            return message
+
+    async def put_back(self, channel: str, message: Message) -> None:
+        """Return a message whose receiver went away before it got it."""
+        self.stats.received -= 1
+        body = encode(message, self._settings.max_message_size * 2)
+        expires = self._transport.now() + self._settings.expiry
+        if names.channel(channel).node is None:
+            frame = self._seal.frame(CHANNEL, expires, channel, body)
+            await self._transport.push(channel, frame, 2**31, self._settings.expiry)
+            return
+        waiter = self._board.put_back(channel, Parcel(body, expires, False, message), self._transport.now())
+        if waiter is not None:
+            _wake(waiter)
+
+    # Channels and groups
+
+    async def new_channel(self, prefix: str = "specific") -> str:
+        """See ``ChannelLayer.new_channel``."""
+        return names.new_channel(prefix, self.name)
+
+    async def forget(self, channel: str) -> None:
+        """See ``ChannelLayer.forget``."""
+        if names.channel(channel).node != self.name:
+            return
+        groups, box = self._board.forget(channel)
+        if box is not None:
+            for waiter in box.waiters:
+                _wake(waiter)
+            if box.released:
+                self._report(box)
+        for group in groups:
+            await self._settle(group)
+
+    async def group_add(self, group: str, channel: str) -> None:
+        """See ``ChannelLayer.group_add``."""
+        names.group(group)
+        owner = names.channel(channel).node
+        if owner == self.name:
+            self._board.join(group, channel, self._transport.now())
+            try:
+                await self._settle(group)
+            except TransportUnavailable:
+                self._board.leave(group, channel)
+                raise
+        elif owner is None:
+            capacity = self._settings.capacity_of(channel)
+            await self._transport.bind(group, channel, capacity, self._settings.group_expiry)
+        else:
+            await self._ask(owner, "join", group, channel)
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        """See ``ChannelLayer.group_discard``."""
+        names.group(group)
+        owner = names.channel(channel).node
+        if owner == self.name:
+            self._board.leave(group, channel)
+            await self._settle(group)
+        elif owner is None:
+            await self._transport.unbind(group, channel)
+        else:
+            await self._ask(owner, "leave", group, channel)
+
+    async def flush(self) -> None:
+        """See ``ChannelLayer.flush``."""
+        await self._transport.flush()
+        self._clear()
+        await self._tell(None, {"op": "flush", "from": self.name})
+
+    def _clear(self) -> None:
+        groups = self._board.groups
+        self._board.clear()
+        for group in groups:
+            self._spawn(self._settle(group))
+
+    async def _settle(self, group: str) -> None:
+        """Make the subscription agree with the membership. One change at a time for each group."""
+        while not self.closed and self._board.has_members(group) != (group in self._subscribed):
+            task = self._settling.get(group)
+            if task is None:
+                task = self._settling[group] = self._spawn(self._resubscribe(group))
+            await asyncio.shield(task)
+
+    async def _resubscribe(self, group: str) -> None:
+        try:
+            if self._board.has_members(group):
+                await self._transport.subscribe(group)
+                self._subscribed.add(group)
+            else:
+                self._subscribed.discard(group)
+                await self._transport.unsubscribe(group)
+        finally:
+            del self._settling[group]
+
+    # Between layers
+
+    async def _ask(self, node: str, op: str, group: str, channel: str) -> None:
+        """Have the owner of a channel change its membership, and wait until it is done."""
+        self._tokens += 1
+        token = str(self._tokens)
+        confirm = self._confirms[token] = self.loop.create_future()
+        try:
+            request = {"op": op, "group": group, "channel": channel, "from": self.name, "token": token}
+            if not await self._tell(node, request):
+                self._gone(channel)
+                return
+            async with asyncio.timeout(_CONFIRM):
+                await confirm
+        except TimeoutError:
+            raise TransportUnavailable(
+                f"the process that owns {channel} did not confirm within {_CONFIRM:g} s; it may be stopped or overloaded"
+            ) from None
+        finally:
+            del self._confirms[token]
+
+    async def _tell(self, node: str | None, content: Message) -> bool:
+        expires = self._transport.now() + self._settings.expiry
+        body = encode(content, self._settings.max_message_size)
+        frame = self._seal.frame(CONTROL, expires, node or "", body)
+        if node is None:
+            await self._transport.publish(names.ALL_NODES, frame, self._settings.expiry)
+            return True
+        return await self._transport.post(node, _CONTROL, frame, None, self._settings.expiry)
+
+    def _obey(self, content: Message) -> None:
+        op = content.get("op")
+        if op in ("join", "leave"):
+            self._spawn(self._change_membership(content))
+        elif op == "done":
+            confirm = self._confirms.get(str(content.get("token")))
+            if confirm is not None and not confirm.done():
+                confirm.set_result(None)
+        elif op == "flush":
+            if content.get("from") != self.name:
+                self._clear()
+        else:
+            raise FrameError(f"unknown request {op!r} from another node; is it of a newer version?")
+
+    async def _change_membership(self, content: Message) -> None:
+        change = self.group_add if content["op"] == "join" else self.group_discard
+        try:
+            await change(content["group"], content["channel"])
+            await self._tell(content["from"], {"op": "done", "token": content["token"]})
+        except (TransportUnavailable, LayerClosed) as error:
+            # The asker is not told, and its wait ends in the error it would get anyway.
+            self._log.warning("membership", "could not %s %s: %s", content["op"], content["group"], error)
+
+    # Housekeeping
+
+    def _sweep(self) -> None:
+        if self.closed:
+            return
+        emptied, report = self._board.sweep(self._transport.now())
+        for box in report:
+            self._report(box)
+        for group in emptied:
+            self._spawn(self._settle(group))
+        self._timer = self.loop.call_later(_SWEEP, self._sweep)
+
+    def _report(self, box: Mailbox) -> None:
+        self._transport.taken(box.channel, box.released)
+        box.released = 0
+
+    def _missed(self, channel: str, group: str) -> None:
+        self.stats.missed += 1
+        capacity = self._settings.capacity_of(channel)
+        self._log.warning(
+            f"missed {channel}",
+            "%s is full (capacity %d) and missed a message to group %s; its consumer is too slow",
+            channel,
+            capacity,
+            group,
+        )
+
+    def _gone(self, channel: str) -> None:
+        self.stats.gone += 1
+        logger.debug("%s is gone with its process; the message was dropped", channel)
+
+    def _unreadable(self, error: FrameError) -> None:
+        self.stats.unreadable += 1
+        self._log.warning("unreadable", "a frame was dropped: %s", error)
+
+    def counted(self) -> Stats:
+        """The counters as they stand."""
+        self.stats.expired += self._board.expired
+        self._board.expired = 0
+        return self.stats
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.warning("background", "%s", error)
+
+
+def _wake(waiter: Waiter) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,194 @@
+"""From settings or a URL to a layer, with errors that name the mistake and the nearest right thing.
+
+Where the configuration comes from, first that has one: ``trunkline.configure(...)``, Django's ``CHANNEL_LAYERS`` when Django
+is set up, the environment variable ``TRUNKLINE_URL``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import os
+import sys
+import threading
+import urllib.parse
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from .errors import ConfigurationError
+from .layer import ChannelLayer
+from .settings import Options, Settings, nearest
+from .transport import Transport
+
+__all__ = ["configure", "get_channel_layer", "layer_from_url", "layer_settings", "transport_class"]
+
+#: URL scheme -> "module:class". Installed packages add theirs by entry points of the group ``trunkline.transports``.
+TRANSPORTS = {
+    "memory": "trunkline.transports.memory:MemoryTransport",
+    "embedded": "trunkline.transports.embedded:EmbeddedTransport",
+}
+_DJANGO = "trunkline.django.configured"
+
+_lock = threading.RLock()
+_configured: dict[str, Mapping[str, Any] | str] | None = None
+_layers: dict[str, Any] = {}
+
+
+def configure(layers: Mapping[str, Any] | str | None) -> None:
+    """Say which layers there are: the dict Django calls ``CHANNEL_LAYERS``, a URL for the default one, or None to forget.
+
+    Nothing is opened before first use.
+
+    Raises:
+        ConfigurationError: It is neither; a wrong ``BACKEND`` or ``CONFIG`` is told at once too.
+    """
+    global _configured
+    if isinstance(layers, str):
+        layers = {"default": layers}
+    if layers is not None and not isinstance(layers, Mapping):
+        raise ConfigurationError(
+            f"configure() takes a URL or a dict of alias: settings, not {type(layers).__name__}"
+        )
+    made = {} if layers is None else {alias: make_layer(alias, spec) for alias, spec in layers.items()}
+    with _lock:
+        _configured = None if layers is None else dict(layers)
+        _layers.clear()
+        _layers.update(made)
+
+
+def get_channel_layer(alias: str = "default") -> Any:
+    """The configured layer of that alias; None when there is none.
+
+    Raises:
+        ConfigurationError: It is configured, but wrongly.
+    """
+    with _lock:
+        if _configured is not None:
+            return _layers.get(alias)
+        if "django.conf" in sys.modules or os.environ.get("DJANGO_SETTINGS_MODULE"):
+            django = importlib.import_module(_DJANGO)
+            if django.is_configured():
+                return django.layer(alias)
+        url = os.environ.get("TRUNKLINE_URL")
+        if not url or alias != "default":
+            return None
+        if url not in _layers:
+            _layers[url] = layer_from_url(url)
+        return _layers[url]
+
+
+def make_layer(alias: str, spec: Mapping[str, Any] | str, config_key: str = "CONFIG") -> Any:
+    """Make the layer that one entry of ``CHANNEL_LAYERS`` describes.
+
+    Raises:
+        ConfigurationError: A key or value is wrong; names the alias, the key and the nearest right one.
+    """
+    where = f"CHANNEL_LAYERS[{alias!r}]"
+    if isinstance(spec, str):
+        return layer_from_url(spec)
+    if not isinstance(spec, Mapping):
+        raise ConfigurationError(f'{where} is a URL or a dict with "BACKEND", not {type(spec).__name__}')
+    for key in spec:
+        if key not in ("BACKEND", "CONFIG", "TEST_CONFIG"):
+            raise ConfigurationError(
+                f"{where}: unknown key {key!r}{nearest(key, ['BACKEND', 'CONFIG', 'TEST_CONFIG'])}"
+            )
+    if "BACKEND" not in spec:
+        raise ConfigurationError(f'{where} has no "BACKEND", e.g. "trunkline.layers.EmbeddedChannelLayer"')
+    config = spec.get(config_key, {})
+    if not isinstance(config, Mapping):
+        raise ConfigurationError(f"{where}[{config_key!r}] is a dict, not {type(config).__name__}")
+    backend = _import(str(spec["BACKEND"]), where)
+    try:
+        return backend(**config)
+    except (ConfigurationError, TypeError) as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+
+
+def _import(path: str, where: str) -> Any:
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(f"{where}: cannot import BACKEND {path!r}: {error}") from error
+    if not hasattr(module, name):
+        known = [key for key in getattr(module, "__all__", dir(module)) if not key.startswith("_")]
+        raise ConfigurationError(f"{where}: {module_name} has no {name!r}{nearest(name, known)}")
+    return getattr(module, name)
+
+
+def layer_from_url(url: str, **options: Any) -> ChannelLayer:
+    """Make a layer of a URL such as ``embedded:///run/shop?capacity=500``; its query may hold any setting.
+
+    Raises:
+        ConfigurationError: The scheme or a setting is unknown, or a value is wrong.
+    """
+    scheme = urllib.parse.urlsplit(url).scheme
+    if not scheme:
+        raise ConfigurationError(
+            f"{url!r} is not a URL of a layer; it looks like: embedded:///run/my-project"
+        )
+    transport = transport_class(scheme)
+    query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query, keep_blank_values=True))
+    bare = urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(query=""))
+    known = Options.__annotations__
+    given = {**{key: _number(value) for key, value in query.items()}, **options}
+    on_gap = given.pop("on_gap", None)
+    for_transport = {key: value for key, value in given.items() if key not in known}
+    mine = inspect.signature(transport.__init__).parameters
+    for key in for_transport:
+        if key not in mine:
+            raise ConfigurationError(
+                f"{bare}: unknown setting {key!r}{nearest(key, _spellable(known, mine))}"
+            )
+    settings = Settings.build({key: value for key, value in given.items() if key in known})
+    factory = partial(transport.from_url, bare, **for_transport)
+    return ChannelLayer(factory, settings, on_gap)
+
+
+def layer_settings(layer: type[ChannelLayer], options: Mapping[str, Any]) -> Settings:
+    """The settings in a layer's keyword arguments.
+
+    Raises:
+        ConfigurationError: One is unknown, with the nearest right one, or wrong.
+    """
+    return Settings.build(options, also=_spellable({}, inspect.signature(layer.__init__).parameters))
+
+
+def _spellable(*sources: Mapping[str, Any]) -> list[str]:
+    return [key for source in sources for key in source if key not in ("self", "options", "kwargs")]
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def transport_class(scheme: str) -> Any:
+    """The ``Transport`` class of a URL scheme.
+
+    Raises:
+        ConfigurationError: There is none, or its driver is not installed.
+    """
+    path = TRANSPORTS.get(scheme)
+    if path is None:
+        found = {
+            entry.name: entry.value for entry in importlib.metadata.entry_points(group="trunkline.transports")
+        }
+        path = found.get(scheme)
+        if path is None:
+            raise ConfigurationError(f"no transport for {scheme}://{nearest(scheme, {*TRANSPORTS, *found})}")
+    module, _, name = path.partition(":")
+    try:
+        transport = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise ConfigurationError(f"{scheme}:// needs a package: {error}") from error
+    if not (inspect.isclass(transport) and issubclass(transport, Transport)):
+        raise ConfigurationError(f"{path}, named for {scheme}://, is not a subclass of trunkline.Transport")
+    return transport

@@ -1,0 +1,124 @@
+"""The settings every layer has, checked when the layer is made."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+from .errors import ConfigurationError
+
+__all__ = ["Options", "Settings", "nearest"]
+
+Pattern = str | re.Pattern[str]
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments that every layer takes."""
+
+    expiry: float
+    group_expiry: float
+    capacity: int
+    channel_capacity: Mapping[Pattern, int] | None
+    process_capacity: int
+    max_message_size: int
+    symmetric_encryption_keys: Sequence[str | bytes] | None
+
+
+@dataclass(slots=True)
+class Settings:
+    """What a layer promises, in numbers."""
+
+    #: Seconds a message may wait before it is dropped, unread.
+    expiry: float = 60
+    #: Seconds a membership outlives the last sign of life of its channel.
+    group_expiry: float = 86400
+    #: Messages that may wait on one channel.
+    capacity: int = 100
+    #: Other capacities, by channel name: globs or compiled regular expressions; the first that matches counts.
+    channel_capacity: Mapping[Pattern, int] | None = None
+    #: Messages that may wait in one process, over all its channels.
+    process_capacity: int = 100_000
+    #: Bytes one encoded message may take.
+    max_message_size: int = 16 * 1024 * 1024
+    #: Secrets of any length; the first encrypts, all decrypt. None: no encryption.
+    symmetric_encryption_keys: Sequence[str | bytes] | None = None
+    #: ``channel_capacity`` compiled, in order.
+    compiled: list[tuple[re.Pattern[str], int]] = field(init=False, default_factory=list)
+    _cache: dict[str, int] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("expiry", "group_expiry"):
+            _positive(name, getattr(self, name), (int, float), "seconds")
+        for name, unit in (
+            ("capacity", "messages"),
+            ("process_capacity", "messages"),
+            ("max_message_size", "bytes"),
+        ):
+            _positive(name, getattr(self, name), (int,), unit)
+        keys = self.symmetric_encryption_keys
+        if isinstance(keys, (str, bytes)):
+            raise ConfigurationError("symmetric_encryption_keys is a list of keys, not one key: write [key]")
+        for key in keys or ():
+            if not isinstance(key, (str, bytes)) or not key:
+                raise ConfigurationError("symmetric_encryption_keys holds non-empty str or bytes keys")
+        self.symmetric_encryption_keys = list(keys or ())
+        self._compile()
+
+    def _compile(self) -> None:
+        table = self.channel_capacity or {}
+        if not isinstance(table, Mapping):
+            raise ConfigurationError(
+                f"channel_capacity is a dict of pattern: capacity, not {type(table).__name__}"
+            )
+        for pattern, capacity in table.items():
+            _positive(f"channel_capacity[{pattern!r}]", capacity, (int,), "messages")
+            if isinstance(pattern, str):
+                self.compiled.append((re.compile(fnmatch.translate(pattern)), capacity))
+            elif isinstance(pattern, re.Pattern):
+                self.compiled.append((pattern, capacity))
+            else:
+                raise ConfigurationError(
+                    f"channel_capacity: {pattern!r} is neither a glob nor a compiled regex"
+                )
+
+    def capacity_of(self, channel: str) -> int:
+        """Messages that may wait on this channel."""
+        if not self.compiled:
+            return self.capacity
+        found = self._cache.get(channel)
+        if found is None:
+            found = next((size for rule, size in self.compiled if rule.match(channel)), self.capacity)
+            if len(self._cache) >= 16384:
+                self._cache.clear()
+            self._cache[channel] = found
+        return found
+
+    @classmethod
+    def build(cls, options: Mapping[str, Any], also: Iterable[str] = ()) -> Settings:
+        """Make settings of keyword arguments; ``also`` are other keys the layer knows, for the hint.
+
+        Raises:
+            ConfigurationError: A key is unknown, with the nearest right one, or a value is wrong.
+        """
+        known = {name for name in cls.__dataclass_fields__ if cls.__dataclass_fields__[name].init}
+        for key in options:
+            if key not in known:
+                raise ConfigurationError(f"unknown setting {key!r}{nearest(key, [*known, *also])}")
+        return cls(**options)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt word: the closest known one, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f": did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}"
+
+
+def _positive(name: str, value: Any, types: tuple[type, ...], unit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, types) or value <= 0:  # type: ignore[operator]
+        kind = "a whole number" if types == (int,) else "a number"
+        raise ConfigurationError(f"{name} is {kind} of {unit} above 0, not {value!r}")

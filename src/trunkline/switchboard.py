@@ -1,0 +1,261 @@
+"""Mailboxes and membership of this process: who gets what, and is there room.
+
+Pure: no clock and no loop in here. Time comes in as an argument, and whom to wake comes out as a list of waiters.
+
+Room is counted per channel. A message sent to the channel itself (*direct*) is refused when ``capacity`` direct messages
+wait; a group message is missed by a member on whose channel ``capacity`` messages of any kind wait. So a flood in a
+group never keeps a direct message out, and a mailbox holds at most twice its capacity.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from .settings import Settings
+
+__all__ = ["Mailbox", "Parcel", "Switchboard", "Waiter"]
+
+
+class Waiter(Protocol):
+    """Somebody waiting on a mailbox; waking is the caller's business."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: None, /) -> None: ...
+
+
+class Parcel:
+    """One message on its way to a mailbox, shared by all that it is for."""
+
+    __slots__ = ("body", "expires", "fresh", "posted")
+
+    def __init__(
+        self, body: bytes, expires: float, posted: bool, fresh: dict[str, object] | None = None
+    ) -> None:
+        self.body = body
+        self.expires = expires
+        #: It came by ``post``: the transport counts it until it is taken.
+        self.posted = posted
+        #: The message as decoded on arrival, for the first taker; the others decode their own copy.
+        self.fresh = fresh
+
+
+class Mailbox:
+    """What waits on one channel of this process."""
+
+    __slots__ = (
+        "alive_at",
+        "capacity",
+        "channel",
+        "direct",
+        "groups",
+        "missed",
+        "parcels",
+        "released",
+        "waiters",
+    )
+
+    def __init__(self, channel: str, capacity: int, now: float) -> None:
+        self.channel = channel
+        self.capacity = capacity
+        self.parcels: deque[tuple[Parcel, bool]] = deque()
+        self.direct = 0
+        #: Posted parcels that left since the transport was last told.
+        self.released = 0
+        self.missed = 0
+        self.waiters: deque[Waiter] = deque()
+        self.groups: set[str] = set()
+        self.alive_at = now
+
+
+class Switchboard:
+    """All mailboxes and groups of one node."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.boxes: dict[str, Mailbox] = {}
+        self._groups: dict[str, dict[str, Mailbox]] = {}
+        #: Messages waiting, over all mailboxes.
+        self.waiting = 0
+        #: Messages dropped because they expired unread.
+        self.expired = 0
+
+    # Mailboxes
+
+    def box(self, channel: str, now: float) -> Mailbox:
+        """The mailbox of a channel, made on first use."""
+        box = self.boxes.get(channel)
+        if box is None:
+            box = self.boxes[channel] = Mailbox(channel, self._settings.capacity_of(channel), now)
+        return box
+
+    def put(self, channel: str, parcel: Parcel, now: float) -> tuple[bool, Waiter | None]:
+        """Put a direct message.
+
+        Returns:
+            Whether there was room, and whom to wake.
+        """
+        box = self.box(channel, now)
+        # A posted parcel had its room counted before it was sent: refusing it here would lose it.
+        if not parcel.posted and self._full(box, True, now):
+            return False, None
+        box.parcels.append((parcel, True))
+        box.direct += 1
+        self.waiting += 1
+        return True, box.waiters[0] if box.waiters else None
+
+    def fan_out(
+        self, group: str, parcel: Parcel, now: float, missed: Callable[[Mailbox], None]
+    ) -> tuple[int, list[Waiter]]:
+        """Put a group message into the mailbox of every member.
+
+        ``missed`` is called for each member that has no room.
+
+        Returns:
+            How many members got it, and whom to wake.
+        """
+        members = self._groups.get(group)
+        if members is None:
+            return 0, []
+        horizon = now - self._settings.group_expiry
+        entry = (parcel, False)
+        wake: list[Waiter] = []
+        gone: list[Mailbox] = []
+        count = 0
+        for box in members.values():
+            if box.waiters:
+                wake.append(box.waiters[0])
+            elif box.alive_at < horizon:
+                gone.append(box)
+                continue
+            if self._full(box, False, now):
+                box.missed += 1
+                missed(box)
+                continue
+            box.parcels.append(entry)
+            self.waiting += 1
+            count += 1
+        for box in gone:
+            self.leave(group, box.channel)
+        return count, wake
+
+    def _full(self, box: Mailbox, direct: bool, now: float) -> bool:
+        limit = self._settings.process_capacity
+        if (box.direct if direct else len(box.parcels)) < box.capacity and self.waiting < limit:
+            return False
+        self._drop_stale(box, now)
+        return (box.direct if direct else len(box.parcels)) >= box.capacity or self.waiting >= limit
+
+    def take(self, box: Mailbox, now: float) -> Parcel | None:
+        """Take the oldest message that has not expired."""
+        box.alive_at = now
+        while box.parcels:
+            parcel, direct = box.parcels.popleft()
+            self._removed(box, parcel, direct)
+            if parcel.expires > now:
+                return parcel
+            self.expired += 1
+        return None
+
+    def put_back(self, channel: str, parcel: Parcel, now: float) -> Waiter | None:
+        """Undo a take whose taker went away: the message is the next one again, room or not."""
+        box = self.box(channel, now)
+        box.parcels.appendleft((parcel, True))
+        box.direct += 1
+        self.waiting += 1
+        return box.waiters[0] if box.waiters else None
+
+    def _removed(self, box: Mailbox, parcel: Parcel, direct: bool) -> None:
+        self.waiting -= 1
+        if direct:
+            box.direct -= 1
+            if parcel.posted:
+                box.released += 1
+
+    def _drop_stale(self, box: Mailbox, now: float) -> None:
+        # Layers of one deployment share their expiry, so what is stale stands at the front.
+        while box.parcels and box.parcels[0][0].expires <= now:
+            self._removed(box, *box.parcels.popleft())
+            self.expired += 1
+
+    def forget(self, channel: str) -> tuple[list[str], Mailbox | None]:
+        """Drop a channel that is done with: its mailbox and its memberships.
+
+        Returns:
+            The groups left without a member here, and the mailbox as it was.
+        """
+        box = self.boxes.pop(channel, None)
+        if box is None:
+            return [], None
+        while box.parcels:
+            self._removed(box, *box.parcels.popleft())
+        return [group for group in tuple(box.groups) if self._drop(group, box)], box
+
+    # Groups
+
+    def join(self, group: str, channel: str, now: float) -> None:
+        """Make a channel of this process a member; again is fine, and counts as a sign of life."""
+        box = self.box(channel, now)
+        box.alive_at = now
+        box.groups.add(group)
+        self._groups.setdefault(group, {})[channel] = box
+
+    def leave(self, group: str, channel: str) -> None:
+        """End a membership, if there is one."""
+        box = self.boxes.get(channel)
+        if box is not None:
+            self._drop(group, box)
+
+    def _drop(self, group: str, box: Mailbox) -> bool:
+        box.groups.discard(group)
+        members = self._groups.get(group)
+        if members is None or members.pop(box.channel, None) is None:
+            return False
+        if not members:
+            del self._groups[group]
+        return not members
+
+    def has_members(self, group: str) -> bool:
+        """Whether any channel of this process is in the group."""
+        return group in self._groups
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups with a member here."""
+        return list(self._groups)
+
+    # Housekeeping
+
+    def sweep(self, now: float) -> tuple[list[str], list[Mailbox]]:
+        """Drop what is stale: expired messages, expired memberships, mailboxes nobody has used for ``expiry`` seconds.
+
+        Returns:
+            The groups left without a member here, and the mailboxes with something to report to the transport.
+        """
+        emptied: list[str] = []
+        report: list[Mailbox] = []
+        horizon = now - self._settings.group_expiry
+        idle = now - self._settings.expiry
+        for box in list(self.boxes.values()):
+            self._drop_stale(box, now)
+            if box.released:
+                report.append(box)
+            if box.waiters:
+                continue
+            if box.groups and box.alive_at < horizon:
+                emptied += [group for group in tuple(box.groups) if self._drop(group, box)]
+            if not box.groups and not box.parcels and box.alive_at < idle:
+                del self.boxes[box.channel]
+        return emptied, report
+
+    def clear(self) -> None:
+        """Forget every message and membership; whoever waits goes on waiting."""
+        self._groups.clear()
+        self.waiting = 0
+        for box in list(self.boxes.values()):
+            box.parcels.clear()
+            box.groups.clear()
+            box.direct = box.released = 0
+            if not box.waiters:
+                del self.boxes[box.channel]

@@ -1,0 +1,217 @@
+"""The bridge for code that runs in another loop, or in none: threads, WSGI views, task queues, scripts.
+
+It is never a second implementation: each call runs the layer's own coroutine in the loop where its node lives. Code
+without a loop of its own shares one background thread per process, started on first use and again after a fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .envelope import Message
+from .errors import LayerClosed
+
+if TYPE_CHECKING:
+    from .layer import ChannelLayer
+
+__all__ = ["Elsewhere", "SyncLayer", "background_loop"]
+
+T = TypeVar("T")
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_orphans: list[asyncio.AbstractEventLoop] = []
+
+
+def background_loop() -> asyncio.AbstractEventLoop:
+    """The loop of this process's background thread."""
+    global _loop
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_run, args=(_loop,), name="trunkline", daemon=True).start()
+        return _loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
+
+
+def _stop() -> None:
+    """At exit: let the nodes of the background loop leave properly, but not for long."""
+    if _loop is not None and _loop.is_running():
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(_loop.shutdown_asyncgens(), _loop).result(2)
+
+
+def _forked() -> None:
+    global _loop, _lock
+    # The thread did not come along, and closing its loop here would unregister the descriptors of the parent's.
+    if _loop is not None:
+        _orphans.append(_loop)
+    _lock = threading.Lock()
+    _loop = None
+
+
+atexit.register(_stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+class Elsewhere:
+    """The layer's node in another loop of this process, for callers in this loop."""
+
+    def __init__(self, layer: ChannelLayer, home: asyncio.AbstractEventLoop) -> None:
+        self._layer = layer
+        self._home = home
+
+    async def _hop(self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._home))
+
+    async def send(self, channel: str, message: Mapping[str, Any]) -> None:
+        await self._hop(self._layer.send(channel, message))
+
+    async def new_channel(self, prefix: str) -> str:
+        return await self._hop(self._layer.new_channel(prefix))
+
+    async def forget(self, channel: str) -> None:
+        await self._hop(self._layer.forget(channel))
+
+    async def group_add(self, group: str, channel: str) -> None:
+        await self._hop(self._layer.group_add(group, channel))
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        await self._hop(self._layer.group_discard(group, channel))
+
+    async def group_send(self, group: str, message: Mapping[str, Any]) -> None:
+        await self._hop(self._layer.group_send(group, message))
+
+    async def flush(self) -> None:
+        await self._hop(self._layer.flush())
+
+    async def receive(self, channel: str) -> Message:
+        """Receive in the other loop. A message taken there for a caller that is gone by then is put back."""
+        here = asyncio.get_running_loop()
+        answer: asyncio.Future[Message] = here.create_future()
+        running: list[asyncio.Task[Message]] = []
+
+        def start() -> None:
+            task = self._home.create_task(self._layer.receive(channel))
+            running.append(task)
+            task.add_done_callback(taken)
+
+        def taken(task: asyncio.Task[Message]) -> None:  # in the other loop
+            try:
+                here.call_soon_threadsafe(hand_over, task)
+            except RuntimeError:
+                put_back(task)
+
+        def hand_over(task: asyncio.Task[Message]) -> None:  # in this loop
+            if answer.done():
+                self._home.call_soon_threadsafe(put_back, task)
+            elif task.cancelled():
+                answer.set_exception(LayerClosed(f"the layer was closed while waiting on {channel}"))
+            elif (error := task.exception()) is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(task.result())
+
+        def put_back(task: asyncio.Task[Message]) -> None:
+            if not task.cancelled() and task.exception() is None:
+                self._home.create_task(self._layer._put_back(channel, task.result()))
+
+        def cancel() -> None:
+            for task in running:
+                task.cancel()
+
+        self._home.call_soon_threadsafe(start)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                self._home.call_soon_threadsafe(put_back, running[0])
+            self._home.call_soon_threadsafe(cancel)
+            raise
+
+
+class SyncLayer:
+    """The layer's methods without ``await``.
+
+    Any number of threads may call them at once. Called in a running event loop's own thread they would block it: that is
+    refused.
+    """
+
+    def __init__(self, layer: ChannelLayer) -> None:
+        self._layer = layer
+
+    def _call(
+        self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, timeout: float | None = None
+    ) -> T:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise RuntimeError(
+                f"layer.sync.{method.__name__}() would block the running event loop; write: await layer.{method.__name__}(…)"
+            )
+        if timeout is None:
+            return asyncio.run_coroutine_threadsafe(method(*args), background_loop()).result()
+        future = asyncio.run_coroutine_threadsafe(_within(method, args, timeout), background_loop())
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise LayerClosed from None
+
+    def send(self, channel: str, message: Mapping[str, Any]) -> None:
+        """See ``ChannelLayer.send``."""
+        self._call(self._layer.send, channel, message)
+
+    def receive(self, channel: str, timeout: float | None = None) -> Message:
+        """See ``ChannelLayer.receive``.
+
+        Raises:
+            TimeoutError: Nothing came within ``timeout`` seconds; nothing was taken.
+        """
+        return self._call(self._layer.receive, channel, timeout=timeout)
+
+    def new_channel(self, prefix: str = "specific") -> str:
+        """See ``ChannelLayer.new_channel``."""
+        return self._call(self._layer.new_channel, prefix)
+
+    def forget(self, channel: str) -> None:
+        """See ``ChannelLayer.forget``."""
+        self._call(self._layer.forget, channel)
+
+    def group_add(self, group: str, channel: str) -> None:
+        """See ``ChannelLayer.group_add``."""
+        self._call(self._layer.group_add, group, channel)
+
+    def group_discard(self, group: str, channel: str) -> None:
+        """See ``ChannelLayer.group_discard``."""
+        self._call(self._layer.group_discard, group, channel)
+
+    def group_send(self, group: str, message: Mapping[str, Any]) -> None:
+        """See ``ChannelLayer.group_send``."""
+        self._call(self._layer.group_send, group, message)
+
+    def flush(self) -> None:
+        """See ``ChannelLayer.flush``."""
+        self._call(self._layer.flush)
+
+    def close(self) -> None:
+        """See ``ChannelLayer.close``."""
+        self._call(self._layer.close)
+
+
+async def _within(method: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], timeout: float) -> T:
+    async with asyncio.timeout(timeout):
+        return await method(*args)

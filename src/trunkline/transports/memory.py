@@ -1,0 +1,253 @@
+"""The memory transport: nodes of one process, for tests and development.
+
+A *hub* plays the broker. Nodes in different event loops, and so in different threads, may share one: each delivery runs in
+the loop of the node it is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import urllib.parse
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Self
+
+from ..errors import ChannelFull, ConfigurationError, LayerClosed, TransportUnavailable
+from ..transport import Arrivals, Transport
+
+__all__ = ["MemoryTransport"]
+
+
+class _Queue:
+    """Frames that wait for a taker, and takers that wait for a frame; never both."""
+
+    def __init__(self) -> None:
+        self.frames: deque[tuple[float, bytes]] = deque()
+        self.takers: deque[_Taker] = deque()
+
+    def live(self, now: float) -> int:
+        while self.frames and self.frames[0][0] <= now:
+            self.frames.popleft()
+        return len(self.frames)
+
+
+class _Taker:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.wake: asyncio.Future[None] = loop.create_future()
+
+    def call(self) -> bool:
+        try:
+            self.loop.call_soon_threadsafe(self._set)
+        except RuntimeError:  # its loop has ended
+            return False
+        return True
+
+    def _set(self) -> None:
+        if not self.wake.done():
+            self.wake.set_result(None)
+
+
+class _Hub:
+    """What the nodes share. Every access is under the lock; nothing waits while it is held."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.nodes: dict[str, MemoryTransport] = {}
+        self.topics: dict[str, dict[str, MemoryTransport]] = {}
+        self.queues: dict[str, _Queue] = {}
+        self.bindings: dict[str, dict[str, tuple[int, float]]] = {}
+        self.depths: dict[str, int] = {}
+
+    def append(self, queue: str, frame: bytes, capacity: int, ttl: float, now: float) -> bool:
+        waiting = self.queues.setdefault(queue, _Queue())
+        if waiting.live(now) >= capacity:
+            return False
+        waiting.frames.append((now + ttl, frame))
+        self.rouse(waiting)
+        return True
+
+    def rouse(self, queue: _Queue) -> None:
+        while queue.frames and queue.takers:
+            if queue.takers[0].call():
+                return
+            queue.takers.popleft()
+
+
+_hubs: weakref.WeakValueDictionary[str, _Hub] = weakref.WeakValueDictionary()
+_hubs_lock = threading.Lock()
+
+
+def hub(name: str) -> _Hub:
+    """The hub of that name, for as long as somebody uses it."""
+    with _hubs_lock:
+        return _hubs.setdefault(name, _Hub())
+
+
+class MemoryTransport(Transport):
+    """Carries frames between the nodes of one hub. Different hubs never meet."""
+
+    def __init__(self, hub_name: str, *, prefix: str = "asgi") -> None:
+        if not isinstance(hub_name, str) or not hub_name:
+            raise ConfigurationError(f"hub is a name that several layers may share, not {hub_name!r}")
+        self._hub = hub(f"{prefix}/{hub_name}")
+        self._node = ""
+        self._arrivals: Arrivals | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pulls: set[_Taker] = set()
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """``memory://`` is the hub "default"; ``memory://name`` is a hub of its own."""
+        return cls(urllib.parse.urlsplit(url).netloc or "default", **options)
+
+    async def open(self, node: str, arrivals: Arrivals) -> None:
+        self._node, self._arrivals, self._loop = node, arrivals, asyncio.get_running_loop()
+        with self._hub.lock:
+            self._hub.nodes[node] = self
+
+    async def close(self) -> None:
+        self.abandon()
+        for taker in self._pulls:
+            taker._set()
+
+    def abandon(self) -> None:
+        self._arrivals = None
+        hub = self._hub
+        with hub.lock:
+            hub.nodes.pop(self._node, None)
+            for topic in [topic for topic, nodes in hub.topics.items() if self._node in nodes]:
+                self._leave(topic)
+            marker = f".{self._node}!"
+            for channel in [channel for channel in hub.depths if marker in channel]:
+                del hub.depths[channel]
+
+    def now(self) -> float:
+        return time.time()
+
+    def _carry(self, target: MemoryTransport, frame: bytes) -> None:
+        """Hand a frame to a node: at once in its own loop, else through it."""
+        if target._loop is self._loop:
+            target._arrive(frame)
+        elif target._loop is not None:
+            try:
+                target._loop.call_soon_threadsafe(target._arrive, frame)
+            except RuntimeError:  # its loop has ended without closing the layer
+                target.abandon()
+
+    def _arrive(self, frame: bytes) -> None:
+        if self._arrivals is not None:
+            self._arrivals.deliver(frame)
+
+    def _check_open(self) -> None:
+        if self._arrivals is None:
+            raise TransportUnavailable("the memory transport is closed")
+
+    async def subscribe(self, topic: str) -> None:
+        self._check_open()
+        with self._hub.lock:
+            self._hub.topics.setdefault(topic, {})[self._node] = self
+
+    async def unsubscribe(self, topic: str) -> None:
+        with self._hub.lock:
+            self._leave(topic)
+
+    def _leave(self, topic: str) -> None:
+        nodes = self._hub.topics.get(topic, {})
+        nodes.pop(self._node, None)
+        if not nodes:
+            self._hub.topics.pop(topic, None)
+
+    async def publish(self, topic: str, frame: bytes, ttl: float) -> Sequence[str]:
+        self._check_open()
+        hub, now = self._hub, self.now()
+        with hub.lock:
+            targets = list(hub.topics.get(topic, {}).values())
+            full = []
+            for queue, (capacity, until) in list(hub.bindings.get(topic, {}).items()):
+                if until <= now:
+                    del hub.bindings[topic][queue]
+                elif not hub.append(queue, frame, capacity, ttl, now):
+                    full.append(queue)
+            for target in targets:
+                self._carry(target, frame)
+        return full
+
+    async def post(self, node: str, channel: str, frame: bytes, capacity: int | None, ttl: float) -> bool:
+        self._check_open()
+        hub = self._hub
+        with hub.lock:
+            target = hub.nodes.get(node)
+            if target is None:
+                return False
+            if capacity is not None:
+                depth = hub.depths.get(channel, 0)
+                if depth >= capacity:
+                    raise ChannelFull(f"{channel} holds {depth} messages, its capacity")
+                hub.depths[channel] = depth + 1
+            self._carry(target, frame)
+        return True
+
+    def taken(self, channel: str, count: int) -> None:
+        with self._hub.lock:
+            left = self._hub.depths.get(channel, 0) - count
+            if left > 0:
+                self._hub.depths[channel] = left
+            else:
+                self._hub.depths.pop(channel, None)
+
+    async def push(self, queue: str, frame: bytes, capacity: int, ttl: float) -> None:
+        self._check_open()
+        with self._hub.lock:
+            if not self._hub.append(queue, frame, capacity, ttl, self.now()):
+                raise ChannelFull(f"{queue} holds {capacity} messages, its capacity")
+
+    async def pull(self, queue: str) -> bytes:
+        loop = asyncio.get_running_loop()
+        hub = self._hub
+        while True:
+            if self._arrivals is None:
+                raise LayerClosed
+            with hub.lock:
+                waiting = hub.queues.setdefault(queue, _Queue())
+                if waiting.live(self.now()):
+                    frame = waiting.frames.popleft()[1]
+                    hub.rouse(waiting)
+                    return frame
+                taker = _Taker(loop)
+                waiting.takers.append(taker)
+                self._pulls.add(taker)
+            try:
+                await taker.wake
+            except BaseException:
+                with hub.lock:
+                    waiting.takers.remove(taker)
+                    hub.rouse(waiting)  # it may have been woken for a frame that it will not take now
+                raise
+            finally:
+                self._pulls.discard(taker)
+            with hub.lock:
+                waiting.takers.remove(taker)
+
+    async def bind(self, topic: str, queue: str, capacity: int, ttl: float) -> None:
+        self._check_open()
+        with self._hub.lock:
+            self._hub.bindings.setdefault(topic, {})[queue] = capacity, self.now() + ttl
+
+    async def unbind(self, topic: str, queue: str) -> None:
+        with self._hub.lock:
+            queues = self._hub.bindings.get(topic, {})
+            queues.pop(queue, None)
+            if not queues:
+                self._hub.bindings.pop(topic, None)
+
+    async def flush(self) -> None:
+        self._check_open()
+        with self._hub.lock:
+            self._hub.bindings.clear()
+            self._hub.depths.clear()
+            for queue in self._hub.queues.values():
+                queue.frames.clear()
