@@ -1,0 +1,318 @@
+"""Consumers: one object per connection, whose methods handle the events of the client and of the channel layer.
+
+Rules of this room:
+
+- Framework-free: nothing here imports Django or Django Channels. Any object with the channel-layer interface serves as
+  the layer, and without one a consumer still serves its client.
+- The handlers of one consumer run one after another, whichever side the event comes from; each side keeps its order.
+  The client's events are handled in the server's own task, the layer's in one more; both see the same context variables.
+- While a handler runs, at most one further event of each side has been taken.
+- An error ends this connection only: it is logged once, here, and goes on to the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, ClassVar, TypeAlias
+
+from asgiref.sync import async_to_sync, sync_to_async
+
+from .. import opening
+from ..errors import UsageError
+from . import colour
+
+__all__ = [
+    "AcceptConnection",
+    "AsyncConsumer",
+    "DenyConnection",
+    "NoHandler",
+    "StopConsumer",
+    "SyncConsumer",
+    "around_sync_handlers",
+]
+
+logger = logging.getLogger("trunkline.consumers")
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Event: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Event]]
+Send: TypeAlias = Callable[[Event], Awaitable[None]]
+Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: Makers of context managers; each is entered around every handler of a sync consumer, in the handler's thread.
+around_sync_handlers: list[Callable[[], AbstractContextManager[object]]] = []
+
+_NOT_HANDLERS = frozenset({"as_asgi", "base_send", "dispatch"})
+
+
+class StopConsumer(Exception):
+    """Raised by a handler to end its consumer."""
+
+
+class AcceptConnection(Exception):
+    """Raised by ``connect`` to accept the connection."""
+
+
+class DenyConnection(Exception):
+    """Raised by ``connect`` to refuse the connection."""
+
+
+class NoHandler(UsageError, ValueError):
+    """The event's type names no method of the consumer that may handle events."""
+
+
+def signals(ours: type[Exception]) -> tuple[type[Exception], ...]:
+    """A signal's class, and the one of the same name in Django Channels once somebody has imported it."""
+    theirs = getattr(sys.modules.get("channels.exceptions"), ours.__name__, None)
+    return (ours, theirs) if isinstance(theirs, type) else (ours,)
+
+
+class _Turn:
+    """Whose turn it is to run a handler, and the context variables as the last handler left them."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._last: Receive | None = None
+        self._context = contextvars.copy_context()
+
+    async def take(self, source: Receive) -> None:
+        await self._lock.acquire()
+        if source is not self._last:
+            # The two sides are two tasks, and tasks do not share context variables: bring what a handler of the
+            # other side has set (the language, a log context).
+            self._last = source
+            for variable, value in self._context.items():
+                if variable.get(self) is not value:
+                    variable.set(value)
+
+    def give_back(self) -> None:
+        self._context = contextvars.copy_context()
+        self._lock.release()
+
+
+class _Consumer:
+    """What both kinds of consumer share: the connection's life and the way from an event to its handler."""
+
+    channel_layer_alias = "default"
+    #: The layer; looked up by ``channel_layer_alias`` for each connection unless the class brings its own.
+    channel_layer: Any = None
+    #: The name under which the layer reaches this consumer. Not set without a layer.
+    channel_name: str
+    scope: Scope
+
+    _asynchronous: ClassVar[bool]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Accept whatever ``as_asgi`` was given; subclasses take what they need."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "_asynchronous"):
+            colour.check(cls, cls._asynchronous)
+
+    @classmethod
+    def as_asgi(cls, **initkwargs: Any) -> Application:
+        """Make an ASGI application that serves each connection with a consumer of its own."""
+
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            await cls(**initkwargs)(scope, receive, send)
+
+        functools.update_wrapper(application, cls, updated=())
+        application.consumer_class = cls  # type: ignore[attr-defined]
+        application.consumer_initkwargs = initkwargs  # type: ignore[attr-defined]
+        return application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection until either side ends it.
+
+        Order: each side's events as they came; handlers never overlap.
+        Cancellation: prompt. The handler at work is cancelled, the channel and its memberships are dropped.
+
+        Raises:
+            Exception: Whatever a handler raised, after it was logged.
+        """
+        self.scope = scope
+        self._server_send = send
+        self._joined: list[str] = []
+        self._handling: str | None = None
+        self._client_gone: OSError | None = None
+        self._bind_send()
+        try:
+            if self.channel_layer is None:
+                self.channel_layer = opening.get_channel_layer(self.channel_layer_alias)
+            if self.channel_layer is None:
+                await self._serve(receive, _Turn())
+            else:
+                self.channel_name = await self.channel_layer.new_channel()
+                await self._serve_both(receive)
+        except signals(StopConsumer):
+            pass
+        except Exception:
+            if scope.get("type") == "channel":  # the worker logs it, with the name of the channel
+                raise
+            doing = f"handling {self._handling!r}" if self._handling else "waiting for events"
+            where = f"{scope.get('type')} {scope.get('path') or scope.get('channel') or ''}".rstrip()
+            logger.exception("%s failed while %s (%s)", type(self).__name__, doing, where)
+            raise
+        finally:
+            await self._leave()
+
+    async def _serve_both(self, receive: Receive) -> None:
+        turn = _Turn()
+        take = functools.partial(self.channel_layer.receive, self.channel_name)
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task else 0
+        failure: BaseException = StopConsumer()
+        try:
+            async with asyncio.TaskGroup() as sides:
+                sides.create_task(self._serve(take, turn))
+                await self._serve(receive, turn)
+        except BaseExceptionGroup as group:
+            failure = _weightiest(group.exceptions)
+        # Raised out here, where its own cause and context stay as they were.
+        try:
+            if task and task.cancelling() > cancelled:  # an error meanwhile does not undo the cancellation
+                raise asyncio.CancelledError from failure
+            raise failure
+        finally:
+            del failure
+
+    async def _serve(self, source: Receive, turn: _Turn) -> None:
+        while True:
+            event = await source()
+            await turn.take(source)
+            self._handling = event.get("type") if isinstance(event, MutableMapping) else None
+            try:
+                await self.dispatch(event)
+            except OSError as error:
+                if error is not self._client_gone:
+                    raise
+                # The client left while the handler was sending to it: the server reports that next, and
+                # the handler of that event must still run.
+                logger.info("%s: the client was gone while handling %r", type(self).__name__, self._handling)
+            self._handling = None
+            # Not in a `finally`: after an error this consumer is ending, and must not handle another event.
+            turn.give_back()
+
+    async def dispatch(self, message: Event) -> None:
+        """Run the handler of one event: the method named by its ``type``, with ``.`` as ``_``.
+
+        Raises:
+            NoHandler: The type is missing, private, or names no method.
+        """
+        raise NotImplementedError
+
+    def _handler(self, event: Event) -> Callable[[Event], Any]:
+        kind = event.get("type") if isinstance(event, MutableMapping) else None
+        who = type(self).__name__
+        if not isinstance(kind, str) or not kind:
+            raise NoHandler(
+                f"{who} got an event without a type: {_shown(event)}. Add 'type': 'some.event' to it."
+            )
+        name = kind.replace(".", "_")
+        if name.startswith("_") or name in _NOT_HANDLERS:
+            raise NoHandler(
+                f"{who} got an event of type {kind!r}, which may not name a handler. Rename the type."
+            )
+        handler = getattr(self, name, None)
+        if not callable(handler):
+            write = "async def" if self._asynchronous else "def"
+            raise NoHandler(
+                f"{who} has no handler for type {kind!r}: add `{write} {name}(self, event)` to it."
+            )
+        return handler  # type: ignore[no-any-return]
+
+    def _wrong_colour(self, event: Event) -> TypeError:
+        kind = event["type"]
+        name = kind.replace(".", "_")
+        return colour.complaint(type(self).__name__, name, self._asynchronous, f"it handles {kind!r}")
+
+    def _bind_send(self) -> None:
+        raise NotImplementedError
+
+    async def _send(self, message: Event) -> None:
+        try:
+            await self._server_send(message)
+        except OSError as error:  # what an ASGI server raises when the client is gone
+            self._client_gone = error
+            raise
+
+    async def _leave(self) -> None:
+        """Let the layer forget this channel; another maker's layer is told about the groups at least."""
+        name = vars(self).get("channel_name")
+        if self.channel_layer is None or name is None:
+            return
+        try:
+            forget = getattr(self.channel_layer, "forget", None)
+            if forget is not None:
+                await forget(name)
+            else:
+                for group in self._joined:
+                    await self.channel_layer.group_discard(group, name)
+        except Exception:
+            logger.exception("%s could not leave the channel layer (%s)", type(self).__name__, name)
+
+
+class AsyncConsumer(_Consumer):
+    """A consumer whose handlers are ``async def``."""
+
+    _asynchronous = True
+    base_send: Send
+
+    async def dispatch(self, message: Event) -> None:
+        result = self._handler(message)(message)
+        if not inspect.isawaitable(result):
+            raise self._wrong_colour(message)
+        await result
+
+    async def send(self, message: Event) -> None:
+        """Send one ASGI event to the client."""
+        await self.base_send(message)
+
+    def _bind_send(self) -> None:
+        self.base_send = self._send
+
+
+class SyncConsumer(_Consumer):
+    """A consumer whose handlers are ``def``; they run in asgiref's thread for thread-sensitive code."""
+
+    _asynchronous = False
+    base_send: Callable[[Event], None]
+
+    async def dispatch(self, message: Event) -> None:
+        await self._in_thread(self._handler(message), message)
+
+    def send(self, message: Event) -> None:
+        """Send one ASGI event to the client."""
+        self.base_send(message)
+
+    def _bind_send(self) -> None:
+        self.base_send = async_to_sync(self._send)
+
+    @sync_to_async
+    def _in_thread(self, handler: Callable[[Event], Any], message: Event) -> None:
+        with ExitStack() as around:
+            for make in around_sync_handlers:
+                around.enter_context(make())
+            result = handler(message)
+        if inspect.iscoroutine(result):
+            result.close()
+            raise self._wrong_colour(message)
+
+
+def _weightiest(failures: Sequence[BaseException]) -> BaseException:
+    """The first real error; a farewell only where there is no error."""
+    stopped = signals(StopConsumer)
+    return next((failure for failure in failures if not isinstance(failure, stopped)), failures[0])
+
+
+def _shown(event: Any) -> str:
+    text = repr(event)
+    return text if len(text) <= 120 else f"{text[:120]}…"
