@@ -1,0 +1,283 @@
+"""The commands and their options: one definition for ``trunkline`` and ``manage.py trunkline``."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import importlib
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import click
+
+from .. import __version__
+from ..worker import Worker, run_processes
+from . import target
+
+__all__ = ["trunkline"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_GENERAL: dict[str, dict[str, Any]] = {
+    "--traceback": {"is_flag": True, "help": "Show where an error comes from."},
+    "--layer": {"metavar": "ALIAS", "help": "Which of CHANNEL_LAYERS.  [default: default]"},
+    "--url": {
+        "metavar": "URL",
+        "help": "The layer, e.g. embedded:///run/shop.  [default: the one the application gets: Django's CHANNEL_LAYERS "
+        "if DJANGO_SETTINGS_MODULE is set, else $TRUNKLINE_URL; else embedded:]",
+    },
+}
+
+
+def general(command: F) -> F:
+    """The options that every command takes, before its name or after it."""
+    for name, about in _GENERAL.items():
+        command = click.option(name, expose_value=False, callback=_remember, **about)(command)
+    return command
+
+
+def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:
+    if value:
+        context.find_root().ensure_object(dict)[option.name] = value
+
+
+def _layer(context: click.Context) -> Any:
+    chosen = context.find_root().ensure_object(dict)
+    return target.layer(chosen.get("url"), chosen.get("layer", "default"))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="trunkline")
+@general
+def trunkline() -> None:
+    """Channels, groups and work queues across the processes of one application.
+
+    \b
+    Examples:
+      trunkline listen --group chat
+      trunkline group-send chat '{"type": "chat.message", "text": "hello"}'
+      trunkline worker mysite.asgi:application thumbnails
+    """
+
+
+@trunkline.command()
+@click.argument("words", metavar="[MODULE:APPLICATION] CHANNEL...", nargs=-1, required=True)
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="How many to run.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Messages of one channel handled at once, in each process.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    default=10.0,
+    show_default=True,
+    help="What a handler at work gets to finish at the end.",
+)
+@general
+@click.pass_context
+def worker(
+    context: click.Context, words: tuple[str, ...], processes: int, concurrency: int, grace: float
+) -> None:
+    """Run an application for fixed channels.
+
+    Each message sent to a CHANNEL is handled by one worker, until SIGTERM or Ctrl-C. In a Django project the application is ASGI_APPLICATION unless one is named.
+
+    \b
+    Examples:
+      trunkline worker mysite.asgi:application thumbnails
+      trunkline worker jobs:app thumbnails mails --processes 4 --concurrency 10
+      python manage.py trunkline worker thumbnails
+    """
+    path, channels = (words[0], words[1:]) if ":" in words[0] else (target.django_application(), words)
+    if path is None:
+        raise target.Mistake(
+            f"which application? name it first: {context.command_path} mysite.asgi:application {' '.join(words)}"
+        )
+    application, layer = target.application(path), _layer(context)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("trunkline").setLevel(logging.INFO)
+
+    async def work() -> None:
+        async with _closing(layer):
+            mine = Worker(application, layer, channels, grace, concurrency)
+            if processes > 1:
+                await run_processes(_one_process(context), processes, grace)
+                return
+            click.echo(f"working on {', '.join(channels)}", err=True)
+            await mine.run()
+
+    asyncio.run(work())
+
+
+def _one_process(context: click.Context) -> list[str]:
+    again = context.find_root().ensure_object(dict).get("again")
+    if again is None:
+        raise target.Mistake("--processes works on the command line only: run `trunkline worker`")
+    return [*again, "--processes", "1"]
+
+
+@trunkline.command()
+@click.argument("channel")
+@click.argument("message")
+@general
+@click.pass_context
+def send(context: click.Context, channel: str, message: str) -> None:
+    """Send a message to one channel.
+
+    MESSAGE is JSON; a lone - reads it from standard input.
+
+    \b
+    Examples:
+      trunkline send thumbnails '{"type": "thumbnail.make", "id": 7}'
+      echo '{"type": "thumbnail.make", "id": 7}' | trunkline send thumbnails -
+    """
+    layer, content = _layer(context), target.message(message)
+    _run(layer, lambda: layer.send(channel, content))
+
+
+@trunkline.command("group-send")
+@click.argument("group")
+@click.argument("message")
+@general
+@click.pass_context
+def group_send(context: click.Context, group: str, message: str) -> None:
+    """Send a message to everyone in a group.
+
+    MESSAGE is JSON; a lone - reads it from standard input.
+
+    \b
+    Example:
+      trunkline group-send chat '{"type": "chat.system_message", "text": "back in 5 minutes"}'
+    """
+    layer, content = _layer(context), target.message(message)
+    _run(layer, lambda: layer.group_send(group, content))
+
+
+@trunkline.command()
+@click.argument("channel", required=False)
+@click.option("--group", metavar="GROUP", help="Join this group instead of taking from a channel.")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N messages.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="End when nothing came for so long; exit code 1 if that was before --count (default 1) messages.",
+)
+@general
+@click.pass_context
+def listen(
+    context: click.Context, channel: str | None, group: str | None, count: int | None, timeout: float | None
+) -> int:
+    """Print what comes, one line of JSON each.
+
+    Bytes are printed as {"base64": ...}. A group's members still get theirs. From a channel such as "thumbnails" the messages are taken: workers miss them.
+
+    \b
+    Examples:
+      trunkline listen --group chat
+      trunkline listen thumbnails --count 1 --timeout 10
+    """
+    if (channel is None) == (group is None):
+        raise target.Mistake("name either a CHANNEL or a --group GROUP")
+    layer = _layer(context)
+    code: int = _run(layer, lambda: _listen(layer, channel, group, count, timeout))
+    return code
+
+
+async def _listen(
+    layer: Any, channel: str | None, group: str | None, count: int | None, timeout: float | None
+) -> int:
+    if channel is None:
+        channel = await layer.new_channel()
+        await layer.group_add(group, channel)
+    click.echo(f"listening on {f'group {group}' if group else channel}", err=True)
+    seen = 0
+    while count is None or seen < count:
+        try:
+            async with asyncio.timeout(timeout):
+                event = await layer.receive(channel)
+        except TimeoutError:
+            click.echo(f"nothing came for {timeout:g} s", err=True)
+            return 0 if seen >= (count or 1) else 1
+        click.echo(json.dumps(event, default=_printable, ensure_ascii=False))
+        seen += 1
+    return 0
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"base64": base64.b64encode(value).decode()}
+    return repr(value)
+
+
+@trunkline.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to serve on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one."
+)
+@click.option("--servers", type=click.IntRange(1), default=2, show_default=True, help="Server processes.")
+@click.option("--browser/--no-browser", default=True, show_default=True, help="Open the browser.")
+def demo(host: str, port: int, servers: int, browser: bool) -> int:
+    """See a chat across processes in your browser.
+
+    It starts several server processes and a worker, which talk through the embedded layer.
+
+    \b
+    Example:
+      trunkline demo --port 8080 --servers 4
+    """
+    run = _needs("demo", "trunkline.demo.serve", "run")
+    return run(host, port, servers, browser) or 0
+
+
+@trunkline.command()
+@click.argument("url")
+def conform(url: str) -> int:
+    """Check a transport, print what it promises.
+
+    It runs the public conformance suite. It writes to the server of the URL, under prefixes of its own, and cuts its own connections to it.
+
+    \b
+    Example:
+      trunkline conform embedded:
+    """
+    run_conform = _needs("testing", "trunkline.testing.conform", "run_conform")
+    return int(run_conform(url, click.echo))
+
+
+def _needs(extra: str, module: str, name: str) -> Callable[..., Any]:
+    """Import a part that comes with an extra."""
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("trunkline"):
+            raise
+        raise click.ClickException(
+            f"this command needs {error.name}, which is not installed: pip install 'trunkline[{extra}]'"
+        ) from error
+    return found
+
+
+def _run(layer: Any, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def once() -> Any:
+        async with _closing(layer):
+            return await call()
+
+    return asyncio.run(once())
+
+
+@asynccontextmanager
+async def _closing(layer: Any) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        if hasattr(layer, "close"):  # not every layer of another maker has it
+            await layer.close()

@@ -1,0 +1,57 @@
+"""``manage.py trunkline``: the command line of Trunkline, with the project's settings."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import connections
+
+_OF_DJANGO = ("--settings", "--pythonpath")
+_FLAGS_OF_DJANGO = ("--no-color", "--force-color", "--skip-checks")
+
+
+class Command(BaseCommand):  # type: ignore[misc]
+    """Mounts the commands; their options are defined once, in ``trunkline.cli.commands``."""
+
+    help = (
+        "Send and listen on the project's channel layer, and run workers: see `manage.py trunkline --help`."
+    )
+    requires_system_checks: list[str] = []
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Hand the words over as they are, except those Django has already obeyed."""
+        obeyed = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for option in _OF_DJANGO:
+            obeyed.add_argument(option)
+        for flag in _FLAGS_OF_DJANGO:
+            obeyed.add_argument(flag, action="store_true")
+        _, words = obeyed.parse_known_args(argv[2:])
+        try:
+            code = self._run(words, f"{argv[0]} {argv[1]}", [sys.executable, argv[0], argv[1]])
+        finally:
+            connections.close_all()
+        if code:
+            sys.exit(code)
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("words", nargs=argparse.REMAINDER, help="See `manage.py trunkline --help`.")
+
+    def handle(self, *args: str, **options: Any) -> None:
+        """Run by ``call_command("trunkline", "send", ...)``."""
+        with contextlib.redirect_stdout(self.stdout), contextlib.redirect_stderr(self.stderr):
+            code = self._run([*options["words"], *args], "trunkline", None)
+        if code:
+            raise CommandError(f"trunkline {' '.join(options['words'])}: exit code {code}", returncode=code)
+
+    def _run(self, words: list[str], program: str, again: list[str] | None) -> int:
+        try:
+            from ....cli.running import run
+        except ModuleNotFoundError as error:
+            if error.name != "click":
+                raise
+            raise CommandError("the command line needs click: pip install 'trunkline[cli]'") from None
+        return run(words, program, again)
