@@ -6,6 +6,7 @@ is set up, the environment variable ``TRUNKLINE_URL``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import inspect
@@ -13,7 +14,7 @@ import os
 import sys
 import threading
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ _DJANGO = "trunkline.django.configured"
 _lock = threading.RLock()
 _configured: dict[str, Mapping[str, Any] | str] | None = None
 _layers: dict[str, Any] = {}
+_overrides: dict[str, Any] = {}
 
 
 def configure(layers: Mapping[str, Any] | str | None) -> None:
@@ -65,6 +67,8 @@ def get_channel_layer(alias: str = "default") -> Any:
         ConfigurationError: It is configured, but wrongly.
     """
     with _lock:
+        if alias in _overrides:
+            return _overrides[alias]
         if _configured is not None:
             return _layers.get(alias)
         if "django.conf" in sys.modules or os.environ.get("DJANGO_SETTINGS_MODULE"):
@@ -77,6 +81,27 @@ def get_channel_layer(alias: str = "default") -> Any:
         if url not in _layers:
             _layers[url] = layer_from_url(url)
         return _layers[url]
+
+
+@contextlib.contextmanager
+def override(alias: str, layer: Any) -> Iterator[None]:
+    """Make ``layer`` the one of that alias for a while, whatever is configured; Django Channels, if in use, gets it too."""
+    guest = sys.modules.get("channels.layers")
+    before = _overrides.get(alias)
+    theirs = guest.channel_layers.set(alias, layer) if guest is not None else None
+    _overrides[alias] = layer
+    try:
+        yield
+    finally:
+        if before is None:
+            del _overrides[alias]
+        else:
+            _overrides[alias] = before
+        if guest is not None:
+            if theirs is None:
+                guest.channel_layers.backends.pop(alias, None)
+            else:
+                guest.channel_layers.set(alias, theirs)
 
 
 def make_layer(alias: str, spec: Mapping[str, Any] | str, config_key: str = "CONFIG") -> Any:

@@ -1,0 +1,7 @@
+"""For tests: communicators for consumers, a pytest plugin, and the conformance kit that certifies layers and transports."""
+
+from .kit import Link, eventually
+from .layer_conformance import LayerConformance
+from .transport_conformance import TransportConformance
+
+__all__ = ["LayerConformance", "Link", "TransportConformance", "eventually"]

@@ -1,0 +1,355 @@
+"""Planted faults: each breaks one promise of a working transport, and the kit must notice.
+
+A conformance suite is worth what it catches. Every fault here was made by a real channel layer, or nearly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import ChannelFull
+from ..transport import Transport
+from .kit import Link
+from .transport_conformance import TransportConformance
+
+__all__ = ["FAULTS", "caught_by"]
+
+Fault = Callable[[Any, Link], None]
+
+
+def subscribe_returns_early(transport: Any, link: Link) -> None:
+    """subscribe returns before the broker confirmed it."""
+    real = transport.subscribe
+
+    async def subscribe(topic: str) -> None:
+        asyncio.get_running_loop().call_later(0.01, lambda: asyncio.ensure_future(real(topic)))
+
+    transport.subscribe = subscribe
+
+
+def publish_loses(transport: Any, link: Link) -> None:
+    """One publish in a hundred is lost."""
+    real, count = transport.publish, itertools.count(1)
+
+    async def publish(topic: str, frame: bytes, ttl: float) -> Sequence[str]:
+        return [] if next(count) % 100 == 0 else await real(topic, frame, ttl)
+
+    transport.publish = publish
+
+
+def publish_doubles(transport: Any, link: Link) -> None:
+    """One publish in a hundred is sent again, as after a lost reply."""
+    real, count = transport.publish, itertools.count(1)
+
+    async def publish(topic: str, frame: bytes, ttl: float) -> Sequence[str]:
+        if next(count) % 100 == 0:
+            await real(topic, frame, ttl)
+        return await real(topic, frame, ttl)  # type: ignore[no-any-return]
+
+    transport.publish = publish
+
+
+def publish_overtakes(transport: Any, link: Link) -> None:
+    """A publish now and then takes a slower road than the ones after it."""
+    real, count = transport.publish, itertools.count(1)
+
+    async def publish(topic: str, frame: bytes, ttl: float) -> Sequence[str]:
+        if next(count) % 50 == 0:
+            asyncio.get_running_loop().call_later(
+                0.01, lambda: asyncio.ensure_future(real(topic, frame, ttl))
+            )
+            return []
+        return await real(topic, frame, ttl)  # type: ignore[no-any-return]
+
+    transport.publish = publish
+
+
+def publish_skips_its_own_node(transport: Any, link: Link) -> None:
+    """The sender's own node is left out."""
+    real_publish, real_open = transport.publish, transport.open
+    own: list[bytes] = []
+
+    class Deaf:
+        def __init__(self, arrivals: Any) -> None:
+            self.gap, self._deliver = arrivals.gap, arrivals.deliver
+
+        def deliver(self, frame: bytes) -> None:
+            if frame in own:
+                own.remove(frame)
+            else:
+                self._deliver(frame)
+
+    async def open_(node: str, arrivals: Any) -> None:
+        await real_open(node, Deaf(arrivals))
+
+    async def publish(topic: str, frame: bytes, ttl: float) -> Sequence[str]:
+        own.append(frame)
+        return await real_publish(topic, frame, ttl)  # type: ignore[no-any-return]
+
+    transport.open, transport.publish = open_, publish
+
+
+def unsubscribe_does_nothing(transport: Any, link: Link) -> None:
+    """unsubscribe is forgotten."""
+
+    async def unsubscribe(topic: str) -> None:
+        return None
+
+    transport.unsubscribe = unsubscribe
+
+
+def post_ignores_capacity(transport: Any, link: Link) -> None:
+    """Every post is taken."""
+    real = transport.post
+
+    async def post(node: str, channel: str, frame: bytes, capacity: int | None, ttl: float) -> bool:
+        return await real(node, channel, frame, None, ttl)  # type: ignore[no-any-return]
+
+    transport.post = post
+
+
+def post_checks_then_adds(transport: Any, link: Link) -> None:
+    """Room is checked in one step and taken in another, so a race gets past it."""
+    real, mine = transport.post, {"n": 0}
+
+    async def post(node: str, channel: str, frame: bytes, capacity: int | None, ttl: float) -> bool:
+        if capacity is not None and mine["n"] >= capacity:
+            raise ChannelFull(channel)
+        await asyncio.sleep(0)
+        mine["n"] += 1
+        return await real(node, channel, frame, None, ttl)  # type: ignore[no-any-return]
+
+    transport.post = post
+
+
+def post_to_nobody_succeeds(transport: Any, link: Link) -> None:
+    """A post to a node that is gone returns True."""
+    real = transport.post
+
+    async def post(node: str, channel: str, frame: bytes, capacity: int | None, ttl: float) -> bool:
+        await real(node, channel, frame, capacity, ttl)
+        return True
+
+    transport.post = post
+
+
+def taken_is_forgotten(transport: Any, link: Link) -> None:
+    """What the owner took is never reported."""
+    transport.taken = lambda channel, count: None
+
+
+def taken_counts_double(transport: Any, link: Link) -> None:
+    """What the owner took is counted twice."""
+    real = transport.taken
+    transport.taken = lambda channel, count: real(channel, 2 * count)
+
+
+def push_ignores_capacity(transport: Any, link: Link) -> None:
+    """Every push is taken."""
+    real = transport.push
+
+    async def push(queue: str, frame: bytes, capacity: int, ttl: float) -> None:
+        await real(queue, frame, 10**6, ttl)
+
+    transport.push = push
+
+
+def push_drops_when_full(transport: Any, link: Link) -> None:
+    """A push to a full queue is dropped without a word."""
+    real = transport.push
+
+    async def push(queue: str, frame: bytes, capacity: int, ttl: float) -> None:
+        with contextlib.suppress(ChannelFull):
+            await real(queue, frame, capacity, ttl)
+
+    transport.push = push
+
+
+def push_never_expires(transport: Any, link: Link) -> None:
+    """ttl is ignored."""
+    real = transport.push
+
+    async def push(queue: str, frame: bytes, capacity: int, ttl: float) -> None:
+        await real(queue, frame, capacity, 3600)
+
+    transport.push = push
+
+
+def pull_copies(transport: Any, link: Link) -> None:
+    """Now and then a frame is handed to two takers."""
+    real, count = transport.pull, itertools.count(1)
+
+    async def pull(queue: str) -> bytes:
+        frame: bytes = await real(queue)
+        if next(count) % 40 == 0:
+            await transport.push(queue, frame, 10**6, 30)
+        return frame
+
+    transport.pull = pull
+
+
+def pull_prefetches(transport: Any, link: Link) -> None:
+    """A frame taken for a pull that was cancelled is lost."""
+    real = transport.pull
+
+    async def pull(queue: str) -> bytes:
+        task = asyncio.ensure_future(real(queue))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            asyncio.get_running_loop().call_later(0.002, task.cancel)
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+
+    transport.pull = pull
+
+
+def pull_polls(transport: Any, link: Link) -> None:
+    """Nobody is woken; readers look again every second."""
+    real = transport.pull
+
+    async def pull(queue: str) -> bytes:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.005):
+                    return await real(queue)  # type: ignore[no-any-return]
+            await asyncio.sleep(1)
+
+    transport.pull = pull
+
+
+def bind_is_forgotten(transport: Any, link: Link) -> None:
+    """unbind leaves the binding."""
+
+    async def unbind(topic: str, queue: str) -> None:
+        return None
+
+    transport.unbind = unbind
+
+
+def bind_never_ends(transport: Any, link: Link) -> None:
+    """A binding's ttl is ignored."""
+    real = transport.bind
+
+    async def bind(topic: str, queue: str, capacity: int, ttl: float) -> None:
+        await real(topic, queue, capacity, 3600)
+
+    transport.bind = bind
+
+
+def flush_keeps_everything(transport: Any, link: Link) -> None:
+    """flush does nothing."""
+
+    async def flush() -> None:
+        return None
+
+    transport.flush = flush
+
+
+def close_stays(transport: Any, link: Link) -> None:
+    """A closed node is still there for others."""
+    real, waiting = transport.close, []
+
+    async def close() -> None:
+        waiting.append(transport)
+        if len(waiting) > 2:  # let the test itself tidy up
+            await real()
+
+    transport.close = close
+
+
+def frames_are_text(transport: Any, link: Link) -> None:
+    """Bytes are carried as text."""
+    real = transport.publish
+
+    async def publish(topic: str, frame: bytes, ttl: float) -> Sequence[str]:
+        return await real(topic, frame.decode("utf-8", "replace").encode(), ttl)  # type: ignore[no-any-return]
+
+    transport.publish = publish
+
+
+def clock_is_local(transport: Any, link: Link) -> None:
+    """Each node reads its own clock, and they differ."""
+    real, skew = transport.now, next(_skew)
+    transport.now = lambda: real() + skew
+
+
+_skew = itertools.count(0, 7)
+
+
+def cut_loses(transport: Any, link: Link) -> None:
+    """What arrives while the link is cut is lost, as with bare publish/subscribe."""
+    real_open = transport.open
+
+    class Gap:
+        def __init__(self, arrivals: Any) -> None:
+            self.gap, self._deliver = arrivals.gap, arrivals.deliver
+            self._lost = False
+            link.changed.insert(0, self._mark)
+
+        def _mark(self) -> None:
+            self._lost = True
+            asyncio.get_running_loop().call_later(0.002, self._clear)
+
+        def _clear(self) -> None:
+            self._lost = link.down
+
+        def deliver(self, frame: bytes) -> None:
+            if not self._lost:
+                self._deliver(frame)
+
+    async def open_(node: str, arrivals: Any) -> None:
+        await real_open(node, Gap(arrivals))
+
+    transport.open = open_
+
+
+#: Each fault, and a promise that must notice it.
+FAULTS: dict[Fault, str] = {
+    subscribe_returns_early: "test_nothing_is_missed_after_subscribe",
+    publish_loses: "test_order_of_concurrent_calls",
+    publish_doubles: "test_order_of_concurrent_calls",
+    publish_overtakes: "test_order_of_one_sender",
+    publish_skips_its_own_node: "test_publish_reaches_every_subscriber_once",
+    unsubscribe_does_nothing: "test_publish_reaches_nobody_else",
+    post_ignores_capacity: "test_post_stops_at_capacity",
+    post_checks_then_adds: "test_capacity_is_exact_in_a_race",
+    post_to_nobody_succeeds: "test_post_reaches_its_node_only",
+    taken_is_forgotten: "test_taken_makes_room",
+    taken_counts_double: "test_taken_makes_room",
+    push_ignores_capacity: "test_push_stops_at_capacity",
+    push_drops_when_full: "test_push_stops_at_capacity",
+    push_never_expires: "test_stale_frames_are_forgotten",
+    pull_copies: "test_each_frame_has_one_taker",
+    pull_prefetches: "test_a_cancelled_pull_takes_nothing",
+    pull_polls: "test_a_waiting_pull_is_woken",
+    bind_is_forgotten: "test_bound_queue_gets_publishes",
+    bind_never_ends: "test_binding_ends_after_its_ttl",
+    flush_keeps_everything: "test_flush_forgets",
+    close_stays: "test_close_leaves_nothing",
+    frames_are_text: "test_bytes_travel_unchanged",
+    clock_is_local: "test_clocks_agree",
+    cut_loses: "test_cut_link",
+}
+
+
+async def caught_by(kit: type[TransportConformance], fault: Fault, promise: str) -> BaseException | None:
+    """Run one promise of a kit with the fault planted in every transport; the failure, or None if it went unnoticed."""
+
+    class Sabotaged(kit):  # type: ignore[misc, valid-type]
+        patience = 1.0
+
+        def make_transport(self, link: Link, prefix: str) -> Transport:
+            transport: Transport = super().make_transport(link, prefix)
+            fault(transport, link)
+            return transport
+
+    try:
+        await Sabotaged().check(promise)
+    except Exception as error:
+        return error
+    return None
