@@ -88,7 +88,8 @@ def worker(
 ) -> None:
     """Run an application for fixed channels.
 
-    Each message sent to a CHANNEL is handled by one worker, until SIGTERM or Ctrl-C. In a Django project the application is ASGI_APPLICATION unless one is named.
+    Each message sent to a CHANNEL is handled by one worker, until SIGTERM or Ctrl-C. In a Django project
+    the application is ASGI_APPLICATION unless one is named.
 
     \b
     Examples:
@@ -178,7 +179,8 @@ def listen(
 ) -> int:
     """Print what comes, one line of JSON each.
 
-    Bytes are printed as {"base64": ...}. A group's members still get theirs. From a channel such as "thumbnails" the messages are taken: workers miss them.
+    Bytes are printed as {"base64": ...}. A group's members still get theirs. From a channel such as
+    "thumbnails" the messages are taken: workers miss them.
 
     \b
     Examples:
@@ -243,7 +245,8 @@ def demo(host: str, port: int, servers: int, browser: bool) -> int:
 def conform(url: str) -> int:
     """Check a transport, print what it promises.
 
-    It runs the public conformance suite. It writes to the server of the URL, under prefixes of its own, and cuts its own connections to it.
+    It runs the public conformance suite. It writes to the server of the URL, under prefixes of its own,
+    and cuts its own connections to it.
 
     \b
     Example:

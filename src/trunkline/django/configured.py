@@ -8,6 +8,7 @@ them, and a layer nobody holds any more closes what it held open.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -21,8 +22,9 @@ _listening = False
 
 
 def is_configured() -> bool:
-    """Whether Django is set up and its ``CHANNEL_LAYERS`` names any layer."""
-    return bool(_setting())
+    """Whether Django's ``CHANNEL_LAYERS`` names any layer, or a test has given one to Django Channels."""
+    theirs = sys.modules.get("channels.layers")
+    return bool(_setting()) or (theirs is not None and bool(theirs.channel_layers.backends))
 
 
 def layer(alias: str = "default") -> Any:
@@ -63,8 +65,9 @@ def default_application() -> str | None:
     """
     if _setting() is None and not os.environ.get("DJANGO_SETTINGS_MODULE"):
         return None
-    from django import setup
     from django.conf import settings
+
+    from django import setup
 
     setup()
     module, _, name = (getattr(settings, "ASGI_APPLICATION", None) or "").rpartition(".")
@@ -76,7 +79,7 @@ def _setting() -> Any:
         from django.conf import settings
         from django.core.exceptions import ImproperlyConfigured
     except ModuleNotFoundError as error:
-        if error.name != "django":
+        if error.name not in ("django", "django.conf"):
             raise
         return None  # DJANGO_SETTINGS_MODULE is left over from another project
     if not settings.configured and not os.environ.get("DJANGO_SETTINGS_MODULE"):

@@ -37,6 +37,10 @@ class Command(BaseCommand):  # type: ignore[misc]
         if code:
             sys.exit(code)
 
+    def print_help(self, prog_name: str, subcommand: str) -> None:
+        """Print what the commands are, not what Django adds to each of its own."""
+        self._run(["--help"], f"{prog_name} {subcommand}", None)
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("words", nargs=argparse.REMAINDER, help="See `manage.py trunkline --help`.")
 
