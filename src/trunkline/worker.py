@@ -71,7 +71,12 @@ class Worker:
         ]
 
     def stop(self) -> None:
-        """Begin to stop: ``run`` returns when the handlers at work have finished, or ``grace`` is over."""
+        """Take no further message; ``run`` returns when the handlers at work have finished, or ``grace`` is over.
+
+        To be called in the event loop of ``run``.
+        """
+        for listener in self._listeners:
+            listener.stop()
         self._stop.set()
 
     async def run(self) -> None:
@@ -88,10 +93,9 @@ class Worker:
         try:
             with _on_signals(self.stop):
                 await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
-                for listener in self._listeners:
-                    listener.stop()
+                self.stop()
                 await asyncio.wait(tasks, timeout=self._grace)
-                await self._cancel_late()
+                await self._cancel_late(tasks)
         finally:
             for task in [stopped, *tasks]:
                 task.cancel()
@@ -99,26 +103,26 @@ class Worker:
             if task.done() and not task.cancelled():
                 task.result()
 
-    async def _cancel_late(self) -> None:
-        late = [listener for listener in self._listeners if not listener.task.done()]
-        for listener in late:
-            logger.error(
-                "the handler of %r on channel %r did not finish within %s s and is cancelled",
-                listener.job,
-                listener.channel,
-                self._grace,
-            )
-            listener.task.cancel()
+    async def _cancel_late(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        late = []
+        for listener, task in zip(self._listeners, tasks, strict=True):
+            if not task.done():
+                logger.error(
+                    "the handler of %r on channel %r did not finish within %s s and is cancelled",
+                    listener.job,
+                    listener.channel,
+                    self._grace,
+                )
+                task.cancel()
+                late.append(task)
         if late:
-            _, stuck = await asyncio.wait([listener.task for listener in late], timeout=_LAST_WORDS)
+            _, stuck = await asyncio.wait(late, timeout=_LAST_WORDS)
             for task in stuck:
                 logger.error("%s does not end; leaving it behind", task.get_name())
 
 
 class _Listener:
     """One channel, and one instance of the application at a time for it."""
-
-    task: asyncio.Task[None]
 
     def __init__(self, application: Application, layer: Any, channel: str) -> None:
         self._application = application
@@ -128,16 +132,21 @@ class _Listener:
         self.job: str | None = None
         self._received = False
         self._stopping = False
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> asyncio.Task[None]:
-        self.task = asyncio.create_task(self._listen(), name=f"worker on channel {self.channel!r}")
-        return self.task
+        self._task = asyncio.create_task(self._listen(), name=f"worker on channel {self.channel!r}")
+        return self._task
 
     def stop(self) -> None:
         """End at once if no message is in hand, otherwise when the application asks for the next."""
         self._stopping = True
         if self.job is None:
-            self.task.cancel()
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
     async def _listen(self) -> None:
         pause = _FIRST_PAUSE
@@ -158,7 +167,7 @@ class _Listener:
         except LayerClosed:
             raise
         except asyncio.CancelledError:
-            if self.task.cancelling():
+            if self._task is not None and self._task.cancelling():
                 raise
             logger.exception("the handler of %r on channel %r cancelled itself", self.job, self.channel)
         except Exception:
@@ -175,7 +184,7 @@ class _Listener:
     async def _receive(self) -> Event:
         self.job = None
         if self._stopping:
-            self.task.cancel()
+            self._cancel()
             await asyncio.get_running_loop().create_future()  # until that cancellation arrives
         while True:
             message = await self._layer.receive(self.channel)

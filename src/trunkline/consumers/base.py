@@ -232,7 +232,8 @@ class _Consumer:
     def _wrong_colour(self, event: Event) -> TypeError:
         kind = event["type"]
         name = kind.replace(".", "_")
-        return colour.complaint(type(self).__name__, name, self._asynchronous, f"it handles {kind!r}")
+        tree = self._asynchronous
+        return colour.complaint(type(self).__name__, name, tree, tree, f"it handles {kind!r}")
 
     def _bind_send(self) -> None:
         raise NotImplementedError

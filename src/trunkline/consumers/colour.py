@@ -21,14 +21,11 @@ _FRAMEWORK = "trunkline.consumers."
 _EVENT_NAMES = {"event", "message"}
 
 
-def complaint(owner: str, method: str, asynchronous: bool, why: str) -> TypeError:
-    """The error for one method, with its fix."""
-    tree = ("an async consumer", "a sync consumer")[not asynchronous]
-    write = ("async def", "def")[not asynchronous]
-    return TypeError(
-        f"{owner}.{method} must be `{write}`: {why}, and {owner} is {tree}. "
-        f"Write `{write} {method}(...)`, or inherit from the {'sync' if asynchronous else 'async'} consumer."
-    )
+def complaint(owner: str, method: str, wanted: bool, tree: bool, why: str) -> TypeError:
+    """The error for one method, with its fix; ``wanted`` and ``tree`` are True for async."""
+    write = "async def" if wanted else "def"
+    other = f", or inherit from the {'sync' if tree else 'async'} consumer" if wanted is tree else ""
+    return TypeError(f"{owner}.{method} must be `{write}`: {why}. Write `{write} {method}(...)`{other}.")
 
 
 def check(cls: type, asynchronous: bool) -> None:
@@ -45,8 +42,10 @@ def check(cls: type, asynchronous: bool) -> None:
             if name not in winners:
                 winners[name] = attribute
             elif _refused(winners[name], attribute, owner, asynchronous):
-                fixed = _is_async(attribute) is True
-                raise complaint(cls.__name__, name, fixed, f"it overrides {owner.__name__}.{name}")
+                wanted = _is_async(attribute) is True
+                raise complaint(
+                    cls.__name__, name, wanted, asynchronous, f"it overrides {owner.__name__}.{name}"
+                )
     inherited = {name for owner in cls.__mro__[1:] for name in vars(owner)}
     for name, attribute in vars(cls).items():
         if name not in inherited and not name.startswith("_") and isinstance(attribute, FunctionType):
@@ -54,7 +53,7 @@ def check(cls: type, asynchronous: bool) -> None:
                 cls, name, attribute
             ):
                 continue
-            error = complaint(cls.__name__, name, asynchronous, "it handles an event")
+            error = complaint(cls.__name__, name, asynchronous, asynchronous, "it handles an event")
             error.add_note(f"If it handles no event, rename it to _{name}.")
             raise error
 

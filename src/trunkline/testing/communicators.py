@@ -29,29 +29,31 @@ Application = Callable[[Any, Any, Any], Coroutine[Any, Any, Any]]
 class ApplicationCommunicator:
     """Runs an application for one scope. It starts with the first event sent to it or awaited from it."""
 
+    _task: asyncio.Task[Any] | None = None
+
     def __init__(self, application: Application, scope: Event) -> None:
         self.application = application
         self.scope = scope
         self.input_queue: asyncio.Queue[Event] = asyncio.Queue()
         self.output_queue: asyncio.Queue[Event] = asyncio.Queue()
         self._changed = asyncio.Event()
-        self._task: asyncio.Task[Any] | None = None
 
     @property
     def future(self) -> asyncio.Task[Any]:
         """The application's task."""
         if self._task is None:
             # In an empty context, as a server would start it: nothing leaks in from the test.
-            self._task = asyncio.create_task(self._run(), context=contextvars.Context())
-            self._task.add_done_callback(lambda _: self._changed.set())
+            output, changed = self.output_queue, self._changed
+
+            # The task must not hold the communicator, or a forgotten one would never be collected.
+            async def send(event: Event) -> None:
+                output.put_nowait(event)
+                changed.set()
+
+            running = self.application(self.scope, self.input_queue.get, send)
+            self._task = asyncio.create_task(running, context=contextvars.Context())
+            self._task.add_done_callback(lambda _: changed.set())
         return self._task
-
-    async def _run(self) -> None:
-        await self.application(self.scope, self.input_queue.get, self._take_output)
-
-    async def _take_output(self, event: Event) -> None:
-        self.output_queue.put_nowait(event)
-        self._changed.set()
 
     async def send_input(self, message: Event) -> None:
         """Send one event to the application.
@@ -134,6 +136,8 @@ class ApplicationCommunicator:
             await self.wait()
         if error is None:
             self._raise_crash()
+        elif not self._task.cancelled() and (crash := self._task.exception()) is not None:
+            error.add_note(f"The application crashed: {crash!r}")
 
     def __del__(self) -> None:
         if self._task is not None and not self._task.done() and not self._task.get_loop().is_closed():
