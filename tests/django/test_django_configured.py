@@ -174,7 +174,7 @@ def test_test_config() -> None:
         assert trunkline.get_channel_layer().expiry == 9
         with pytest.raises(InvalidChannelLayerError):
             channel_layers.make_test_backend("bare")
-        with pytest.raises(trunkline.ConfigurationError, match="'bare'.*has no \"TEST_CONFIG\""):
+        with pytest.raises(trunkline.ConfigurationError, match=r"'bare'.*has no .TEST_CONFIG."):
             make_test_layer("bare")
         with pytest.raises(trunkline.ConfigurationError, match="does not exist"):
             make_test_layer("absent")
