@@ -79,7 +79,7 @@ def safe_group_name(text: object) -> str:
     >>> safe_group_name("room.42")
     'room.42'
     >>> safe_group_name("Zürich Süd")
-    'Z-rich-S-d.HASH'
+    'Z-rich-S-d.215095d8680efd4e4a5dca73'
     """
     plain = str(text)
     # Text that already looks hashed is hashed again, so that nobody can pick the name made from another text.

@@ -27,7 +27,7 @@ from .transport import Transport
 
 __all__ = ["Node", "Stats"]
 
-#: Seconds between two rounds of housekeeping.
+#: Seconds between two rounds of housekeeping, at most.
 _SWEEP = 5.0
 #: Seconds a node has to confirm a membership asked of it by another.
 _CONFIRM = 10.0
@@ -89,6 +89,7 @@ class Node:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._confirms: dict[str, asyncio.Future[None]] = {}
         self._tokens = 0
+        self._pause = min(_SWEEP, settings.expiry / 4)
         self._timer: asyncio.TimerHandle | None = None
         self._farewell: AsyncGenerator[None, None] | None = None
 
@@ -109,7 +110,7 @@ class Node:
         except BaseException:
             await self.close()
             raise
-        self._timer = self.loop.call_later(_SWEEP, self._sweep)
+        self._timer = self.loop.call_later(self._pause, self._sweep)
 
     async def _close_with_loop(self) -> AsyncGenerator[None, None]:
         try:
@@ -452,7 +453,7 @@ class Node:
             self._report(box)
         for group in emptied:
             self._spawn(self._settle(group))
-        self._timer = self.loop.call_later(_SWEEP, self._sweep)
+        self._timer = self.loop.call_later(self._pause, self._sweep)
 
     def _report(self, box: Mailbox) -> None:
         self._transport.taken(box.channel, box.released)

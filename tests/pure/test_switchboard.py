@@ -1,0 +1,212 @@
+"""The switchboard against the plainest model of what it means."""
+
+from typing import Any
+
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from trunkline.settings import Settings
+from trunkline.switchboard import Mailbox, Parcel, Switchboard
+
+CHANNELS = st.sampled_from(["a", "b", "c"])
+GROUPS = st.sampled_from(["g", "h"])
+CAPACITY, PROCESS, EXPIRY, GROUP_EXPIRY = 3, 7, 10.0, 25.0
+
+
+class Waiter:
+    """A receive that waits."""
+
+    def __init__(self) -> None:
+        self.woken = False
+
+    def done(self) -> bool:
+        return self.woken
+
+    def set_result(self, result: None) -> None:
+        self.woken = True
+
+
+class Model(RuleBasedStateMachine):
+    """Lists and sets in place of mailboxes and groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.board = Switchboard(
+            Settings(expiry=EXPIRY, group_expiry=GROUP_EXPIRY, capacity=CAPACITY, process_capacity=PROCESS)
+        )
+        self.now = 1000.0
+        self.number = 0
+        #: channel -> [(number, expires, direct)]
+        self.waiting: dict[str, list[tuple[int, float, bool]]] = {"a": [], "b": [], "c": []}
+        self.members: set[tuple[str, str]] = set()
+        self.alive: dict[str, float] = {}
+        self.missed = 0
+
+    def parcel(self) -> Parcel:
+        self.number += 1
+        return Parcel(b"%d" % self.number, self.now + EXPIRY, False)
+
+    def purge(self, channel: str) -> None:
+        self.waiting[channel] = [entry for entry in self.waiting[channel] if entry[1] > self.now]
+
+    def full(self, channel: str, direct: bool) -> bool:
+        held = [entry for entry in self.waiting[channel] if entry[2] or not direct]
+        return len(held) >= CAPACITY or sum(map(len, self.waiting.values())) >= PROCESS
+
+    def refuses(self, channel: str, direct: bool) -> bool:
+        if self.full(channel, direct):
+            self.purge(channel)
+        return self.full(channel, direct)
+
+    @rule(channel=CHANNELS)
+    def put(self, channel: str) -> None:
+        parcel = self.parcel()
+        refused = self.refuses(channel, True)
+        self.alive.setdefault(channel, self.now)
+        accepted, waiter = self.board.put(channel, parcel, self.now)
+        assert accepted is not refused
+        assert waiter is None
+        if accepted:
+            self.waiting[channel].append((self.number, parcel.expires, True))
+
+    @rule(group=GROUPS)
+    def fan_out(self, group: str) -> None:
+        parcel = self.parcel()
+        missed: list[Mailbox] = []
+        before = {channel: len(box.parcels) for channel, box in self.board.boxes.items()}
+        count, wake = self.board.fan_out(group, parcel, self.now, missed.append)
+        assert wake == []
+        expected = 0
+        for channel in ("a", "b", "c"):
+            if (group, channel) not in self.members:
+                continue
+            if self.alive[channel] < self.now - GROUP_EXPIRY:
+                self.members.discard((group, channel))
+                continue
+            got = self.board.boxes[channel].parcels and self.board.boxes[channel].parcels[-1][0] is parcel
+            # Which of several members gets the last room of the process is nobody's promise; the rest is.
+            if (
+                len(self.waiting[channel]) >= CAPACITY
+                or len(self.board.boxes[channel].parcels) < before[channel]
+            ):
+                self.purge(channel)
+            if got:
+                assert len(self.waiting[channel]) < CAPACITY
+                self.waiting[channel].append((self.number, parcel.expires, False))
+                expected += 1
+            else:
+                assert self.board.boxes[channel] in missed
+                self.purge(channel)
+                assert self.full(channel, False) or self.board.waiting >= PROCESS - 3
+        assert count == expected
+
+    @rule(channel=CHANNELS)
+    def take(self, channel: str) -> None:
+        box = self.board.box(channel, self.now)
+        parcel = self.board.take(box, self.now)
+        self.alive[channel] = self.now
+        while self.waiting[channel] and self.waiting[channel][0][1] <= self.now:
+            self.waiting[channel].pop(0)
+        if parcel is None:
+            assert self.waiting[channel] == []
+        else:
+            assert int(parcel.body) == self.waiting[channel].pop(0)[0]
+
+    @rule(group=GROUPS, channel=CHANNELS)
+    def join(self, group: str, channel: str) -> None:
+        self.board.join(group, channel, self.now)
+        self.members.add((group, channel))
+        self.alive[channel] = self.now
+
+    @rule(group=GROUPS, channel=CHANNELS)
+    def leave(self, group: str, channel: str) -> None:
+        self.board.leave(group, channel)
+        self.members.discard((group, channel))
+
+    @rule(channel=CHANNELS)
+    def forget(self, channel: str) -> None:
+        before = {group for group, _ in self.members}
+        emptied, _ = self.board.forget(channel)
+        self.members = {(group, member) for group, member in self.members if member != channel}
+        assert set(emptied) == before - {group for group, _ in self.members}
+        self.waiting[channel] = []
+        self.alive.pop(channel, None)
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 11.0, 30.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def sweep(self) -> None:
+        before = {group for group, _ in self.members}
+        emptied, _ = self.board.sweep(self.now)
+        for channel in self.waiting:
+            self.purge(channel)
+        self.members = {(g, c) for g, c in self.members if self.alive[c] >= self.now - GROUP_EXPIRY}
+        assert set(emptied) == before - {group for group, _ in self.members}
+        for channel in list(self.alive):
+            if channel not in self.board.boxes:
+                assert self.alive.pop(channel) < self.now - EXPIRY
+                assert not self.waiting[channel]
+
+    @invariant()
+    def nothing_is_invented(self) -> None:
+        for group in ("g", "h"):
+            assert self.board.has_members(group) == any(g == group for g, _ in self.members)
+        for channel, entries in self.waiting.items():
+            box = self.board.boxes.get(channel)
+            held: list[Any] = [] if box is None else [int(parcel.body) for parcel, _ in box.parcels]
+            assert held == [number for number, *_ in entries]
+        assert self.board.waiting == sum(map(len, self.waiting.values())) <= PROCESS
+
+
+Model.TestCase.settings = hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestModel = Model.TestCase
+
+
+def test_waiters() -> None:
+    """Whoever waits is named once a message is there, and waiting is a sign of life."""
+    board = Switchboard(Settings(group_expiry=5))
+    waiter = Waiter()
+    board.join("g", "a", 0.0)
+    board.box("a", 0.0).waiters.append(waiter)
+    assert board.put("a", Parcel(b"", 99.0, False), 1.0) == (True, waiter)
+    assert board.fan_out("g", Parcel(b"", 99.0, False), 50.0, lambda box: None) == (1, [waiter])
+
+
+def test_posted_parcels_always_fit() -> None:
+    """A parcel whose room was counted by the transport is never refused, and leaving it is reported once."""
+    board = Switchboard(Settings(capacity=1))
+    for number in range(3):
+        assert board.put("a", Parcel(b"%d" % number, 9.0, True), 0.0)[0]
+    box = board.boxes["a"]
+    assert board.take(box, 1.0) is not None
+    assert box.released == 1
+    board.sweep(10.0)
+    assert box.released == 3
+
+
+def test_put_back() -> None:
+    """A parcel put back is the next one, even when the box is full."""
+    board = Switchboard(Settings(capacity=2))
+    for number in range(2):
+        board.put("a", Parcel(b"%d" % number, 9.0, False), 0.0)
+    first = board.take(board.boxes["a"], 0.0)
+    assert first is not None
+    board.put("a", Parcel(b"2", 9.0, False), 0.0)
+    board.put_back("a", first, 0.0)
+    bodies = [board.take(board.boxes["a"], 0.0) for _ in range(3)]
+    assert [parcel.body for parcel in bodies if parcel] == [b"0", b"1", b"2"]
+
+
+def test_clear_keeps_waiters() -> None:
+    """clear forgets messages and members, not those who wait."""
+    board = Switchboard(Settings())
+    board.join("g", "a", 0.0)
+    board.box("a", 0.0).waiters.append(Waiter())
+    board.put("b", Parcel(b"", 9.0, False), 0.0)
+    board.clear()
+    assert list(board.boxes) == ["a"]
+    assert not board.groups
+    assert board.waiting == 0
