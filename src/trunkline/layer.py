@@ -8,7 +8,6 @@ that ends with the call, and calls through ``layer.sync`` in none: those share o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import weakref
 from collections.abc import Callable, Mapping
@@ -30,6 +29,7 @@ __all__ = ["ChannelLayer", "Options"]
 
 _RETRY = 0.5
 _layers: weakref.WeakSet[ChannelLayer] = weakref.WeakSet()
+_closing: set[asyncio.Task[None]] = set()
 
 
 class ChannelLayer:
@@ -261,12 +261,17 @@ class ChannelLayer:
 
 def _release(nodes: dict[asyncio.AbstractEventLoop, Node]) -> None:
     """The layer object is gone: close what it held open, where that still can be done."""
-    for loop, node in nodes.items():
-        if loop.is_closed():
-            node.abandon()
+    for loop, node in list(nodes.items()):
+        if loop.is_running():
+            loop.call_soon_threadsafe(_close_soon, node)
         else:
-            with contextlib.suppress(RuntimeError):  # closed in this very moment
-                loop.call_soon_threadsafe(loop.create_task, node.close())
+            node.abandon()
+
+
+def _close_soon(node: Node) -> None:
+    task = node.loop.create_task(node.close())
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
 
 
 def _forked() -> None:

@@ -104,7 +104,7 @@ def override(alias: str, layer: Any) -> Iterator[None]:
                 guest.channel_layers.set(alias, theirs)
 
 
-def make_layer(alias: str, spec: Mapping[str, Any] | str, config_key: str = "CONFIG") -> Any:
+def make_layer(alias: str, spec: Mapping[str, Any] | str | ChannelLayer, config_key: str = "CONFIG") -> Any:
     """Make the layer that one entry of ``CHANNEL_LAYERS`` describes.
 
     Raises:
@@ -113,8 +113,12 @@ def make_layer(alias: str, spec: Mapping[str, Any] | str, config_key: str = "CON
     where = f"CHANNEL_LAYERS[{alias!r}]"
     if isinstance(spec, str):
         return layer_from_url(spec)
+    if isinstance(spec, ChannelLayer):
+        return spec
     if not isinstance(spec, Mapping):
-        raise ConfigurationError(f'{where} is a URL or a dict with "BACKEND", not {type(spec).__name__}')
+        raise ConfigurationError(
+            f'{where} is a URL, a layer or a dict with "BACKEND", not {type(spec).__name__}'
+        )
     for key in spec:
         if key not in ("BACKEND", "CONFIG", "TEST_CONFIG"):
             raise ConfigurationError(
