@@ -296,7 +296,7 @@ def plain(content: dict[str, Any], key: str, limit: int) -> str:
         c if c.isprintable() or c in "\n\u200c\u200d" else " " if c.isspace() else "" for c in text
     )
     kept = kept.strip() if key == "text" else " ".join(kept.split())
-    if not kept:
+    if not kept.strip("\u200c\u200d \n"):
         raise Mistake(f"The {key} is empty.")
     if len(kept) > limit:
         raise Mistake(f"The {key} has {len(kept)} characters; at most {limit} are taken.")
