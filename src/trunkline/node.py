@@ -461,14 +461,12 @@ class Node:
 
     def _missed(self, channel: str, group: str) -> None:
         self.stats.missed += 1
-        capacity = self._settings.capacity_of(channel)
-        self._log.warning(
-            f"missed {channel}",
-            "%s is full (capacity %d) and missed a message to group %s; its consumer is too slow",
-            channel,
-            capacity,
-            group,
-        )
+        if self._board.waiting >= self._settings.process_capacity:
+            text = "%s missed a message to group %s: this process holds %d messages, its process_capacity"
+            self._log.warning("missed", text, channel, group, self._board.waiting)
+        else:
+            text = "%s missed a message to group %s: it holds %d, its capacity; is its consumer slow?"
+            self._log.warning(f"missed {channel}", text, channel, group, self._settings.capacity_of(channel))
 
     def _gone(self, channel: str) -> None:
         self.stats.gone += 1

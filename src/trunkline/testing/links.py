@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
+from ..transport import Transport
+from ..transports.embedded import EmbeddedTransport
+from ..transports.embedded.directory import path_of_url
 from ..transports.memory import MemoryTransport
 from .kit import Link
 
-__all__ = ["LinkedMemory"]
+__all__ = ["LINKED", "LinkedEmbedded", "LinkedMemory"]
 
 
 class Road:
@@ -50,3 +54,25 @@ class LinkedMemory(MemoryTransport):
         if self._road is None:
             self._road = Road(self._link)
         self._road.carry(super()._arrive, frame)
+
+
+class LinkedEmbedded(EmbeddedTransport):
+    """The embedded transport with late or lost datagrams; what a lost one carried is in the log."""
+
+    def __init__(self, link: Link, path: str | None, **options: Any) -> None:
+        super().__init__(path, **options)
+        self._link = link
+        self._road: Road | None = None
+
+    def _arrived(self, *datagram: Any) -> None:
+        if self._road is None:
+            self._road = Road(self._link)
+        if not self._link.down:
+            self._road.carry(super()._arrived, *datagram)
+
+
+#: URL scheme -> how to make a transport of that URL and prefix behind a link.
+LINKED: dict[str, Callable[[Link, str, str], Transport]] = {
+    "memory": lambda link, url, prefix: LinkedMemory(link, "conform", prefix=prefix),
+    "embedded": lambda link, url, prefix: LinkedEmbedded(link, path_of_url(url), prefix=prefix),
+}
