@@ -1,0 +1,112 @@
+"""What this node has read: each frame at most once, in each sender's order, and nothing left out.
+
+Two numbers decide. The *watermark*: the log was read up to it. A sender's *mark*: the newest of its frames that came by
+datagram, each of which named the one before. Whatever is at or below either was delivered already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .store import Frame, Store
+
+__all__ = ["Inbox"]
+
+#: Rows, and bytes, read from the log before other callbacks have their turn.
+_ROWS = 256
+_BYTES = 8 << 20
+
+
+class Inbox:
+    """Decides what to deliver."""
+
+    def __init__(self, node: str, deliver: Callable[[bytes], None]) -> None:
+        self._node = node
+        self._deliver = deliver
+        self.watermark = 0
+        #: Bytes delivered since the watermark was last told to others, who keep them until then.
+        self.untold = 0
+        self._marks: dict[str, int] = {}
+        #: Topic -> id up to which frames were published before the subscription.
+        self.topics: dict[str, int] = {}
+        #: The capacity that the last posted frame of a channel named.
+        self.capacities: dict[str, int] = {}
+        #: Posted frames of each channel that were delivered and not yet reported as taken.
+        self.held: dict[str, int] = {}
+
+    def reset(self, watermark: int) -> None:
+        """Start from here: the log was replaced, or this node joined again."""
+        self.watermark = watermark
+        self._marks.clear()
+        self.topics.clear()
+        self.forget_counts()
+
+    def forget_counts(self) -> None:
+        self.held.clear()
+        self.capacities.clear()
+
+    def push(self, sender: str, previous: int, last: int, frames: list[list[Any]] | None) -> bool:
+        """Take the frames of one datagram; False when the log must be read first."""
+        mark = max(self.watermark, self._marks.get(sender, 0))
+        if last <= mark:
+            return True
+        if frames is None or previous > mark:
+            return False
+        self._marks[sender] = last
+        for id, topic, channel, capacity, body in frames:
+            if id > mark:
+                self._take(id, topic, channel, capacity, body)
+        return True
+
+    def read(self, store: Store) -> bool:
+        """Read the log; False when more is left than fits one turn."""
+        last = store.last()
+        rows: list[Frame] = []
+        size = 0
+        complete = True
+        for frame in store.unread(self._node, self.watermark, last):
+            if len(rows) >= _ROWS or size > _BYTES:
+                complete = False
+                break
+            rows.append(frame)
+            size += len(frame.body)
+        for frame in rows:
+            self.watermark = frame.id
+            if frame.id > self._marks.get(frame.sender, 0):
+                self._take(frame.id, frame.topic, frame.channel, frame.capacity, frame.body)
+        if complete:
+            self.watermark = max(self.watermark, last)
+            self._marks.clear()  # all of them are at or below the watermark now
+        return complete
+
+    def _take(self, id: int, topic: str, channel: str | None, capacity: int | None, body: bytes) -> None:
+        if id > self.topics.get(topic, id):
+            self.untold += len(body) + 100
+            if channel is not None:
+                self.hold(channel, capacity)
+            self._deliver(body)
+
+    def hold(self, channel: str, capacity: int | None) -> None:
+        self.held[channel] = self.held.get(channel, 0) + 1
+        self.capacities[channel] = capacity or 1
+
+    def release(self, channel: str, count: int) -> None:
+        left = self.held.get(channel, 0) - count
+        if left > 0:
+            self.held[channel] = left
+        else:
+            self.held.pop(channel, None)
+            self.capacities.pop(channel, None)
+
+    def unread_posts(self, store: Store, inbox: str) -> dict[str, int]:
+        """How many posted frames of each channel wait in the log."""
+        waiting: dict[str, int] = {}
+        for frame in store.unread(self._node, self.watermark, store.last()):
+            if (
+                frame.channel is not None
+                and frame.topic == inbox
+                and frame.id > self._marks.get(frame.sender, 0)
+            ):
+                waiting[frame.channel] = waiting.get(frame.channel, 0) + 1
+        return waiting

@@ -1,0 +1,39 @@
+-- One row per open node. `missed`: the last frame that expired before the node read it.
+CREATE TABLE node (name TEXT PRIMARY KEY, watermark INTEGER NOT NULL, missed INTEGER NOT NULL) WITHOUT ROWID;
+
+-- Frames up to `since` were published before the subscription. A node's inbox is its topic "@<node>".
+CREATE TABLE subscription (topic TEXT, node TEXT, since INTEGER NOT NULL, PRIMARY KEY (topic, node)) WITHOUT ROWID;
+CREATE INDEX subscription_node ON subscription (node);
+
+-- The log. AUTOINCREMENT: an id is never used twice, also after everything was deleted.
+CREATE TABLE frame (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, sender TEXT NOT NULL,
+    channel TEXT, capacity INTEGER, expires REAL NOT NULL, body BLOB NOT NULL
+);
+
+-- Posted frames that the owner has not reported as taken.
+CREATE TABLE depth (node TEXT, channel TEXT, n INTEGER NOT NULL, PRIMARY KEY (node, channel)) WITHOUT ROWID;
+
+CREATE TABLE queue (id INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, expires REAL NOT NULL, body BLOB NOT NULL);
+CREATE INDEX queue_order ON queue (queue, id);
+CREATE INDEX queue_expiry ON queue (expires);
+CREATE TABLE backlog (queue TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TRIGGER queue_grew AFTER INSERT ON queue BEGIN
+    INSERT INTO backlog VALUES (new.queue, 1) ON CONFLICT (queue) DO UPDATE SET n = n + 1;
+END;
+CREATE TRIGGER queue_shrank AFTER DELETE ON queue BEGIN
+    UPDATE backlog SET n = n - 1 WHERE queue = old.queue;
+    DELETE FROM backlog WHERE queue = old.queue AND n <= 0;
+END;
+
+-- Nodes with an idle reader, the longest waiting first.
+CREATE TABLE waiting (id INTEGER PRIMARY KEY, queue TEXT NOT NULL, node TEXT NOT NULL, UNIQUE (queue, node));
+CREATE INDEX waiting_node ON waiting (node);
+
+CREATE TABLE binding (
+    topic TEXT, queue TEXT, capacity INTEGER NOT NULL, expires REAL NOT NULL, PRIMARY KEY (topic, queue)
+) WITHOUT ROWID;
+
+-- A random number that tells this file from one that replaced it.
+CREATE TABLE meta (epoch INTEGER NOT NULL);
+INSERT INTO meta VALUES (abs(random()) % 4294967296);

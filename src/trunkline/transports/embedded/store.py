@@ -1,0 +1,460 @@
+"""The log: one SQLite file, every statement one method.
+
+SQLite allows one writer at a time, so ids are given and committed in the same order and nothing can slip in behind a
+reader. Methods that write belong between ``begin`` and ``commit``. ``begin`` never sleeps: the event loop does not wait
+for another process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...errors import ConfigurationError, TransportUnavailable
+
+__all__ = ["Busy", "Frame", "Identity", "Store", "is_busy", "is_corrupt", "is_full", "open_store"]
+
+_log = logging.getLogger("trunkline.embedded")
+
+_SCHEMA = Path(__file__).with_name("schema.sql")
+_VERSION = 1
+_APPLICATION = 0x54524E4B  # "TRNK"
+_PAGE = 4096
+#: Seconds that an expired frame stays for a node that is only late.
+_GRACE = 5.0
+#: Seconds that ``begin`` may keep the event loop.
+_SPIN = 0.00015
+
+#: Connections of the parent of this forked process.
+_inherited: list[sqlite3.Connection] = []
+
+Identity = tuple[int, int]
+
+
+class Busy(Exception):
+    """Another process holds the lock right now."""
+
+
+class Frame(NamedTuple):
+    """One row of the log."""
+
+    id: int
+    topic: str
+    sender: str
+    #: The channel whose depth it counts for; None: it is not counted.
+    channel: str | None
+    capacity: int | None
+    body: bytes
+
+
+def _code(error: BaseException) -> int:
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+
+
+def is_busy(error: BaseException) -> bool:
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def is_full(error: BaseException) -> bool:
+    return _code(error) == sqlite3.SQLITE_FULL
+
+
+def is_corrupt(error: BaseException) -> bool:
+    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class Store:
+    """One node's connection to the log."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, max_size: int) -> None:
+        self._connection = connection
+        self._do = connection.execute
+        self.path = path
+        self.max_size = max_size
+        self.identity = identity(path)
+        self.epoch: int = self._one("SELECT epoch FROM meta")
+        self._process = os.getpid()
+        self._seen_version = -1
+        self._debt = 0
+
+    def _one(self, sql: str, *values: Any) -> Any:
+        row = self._do(sql, values).fetchone()
+        return None if row is None else row[0]
+
+    # Transactions
+
+    def begin(self) -> bool:
+        """Take the write lock; False when another process holds it and does not let go within 0.15 ms."""
+        until = time.perf_counter() + _SPIN
+        while True:
+            try:
+                self._do("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if not is_busy(error):
+                    raise
+                if time.perf_counter() > until:
+                    return False
+                os.sched_yield()
+            else:
+                return True
+
+    def commit(self) -> None:
+        self._do("COMMIT")
+
+    def rollback(self) -> None:
+        if self._connection.in_transaction:  # some errors have rolled back already
+            with contextlib.suppress(sqlite3.Error):
+                self._do("ROLLBACK")
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+
+    def abandon(self) -> None:
+        """Close; in a forked child, put off until this process opens a store of its own."""
+        if os.getpid() == self._process:
+            self.close()
+        else:
+            _inherited.append(self._connection)
+
+    def moved(self) -> bool:
+        """Whether the path no longer leads to the open file."""
+        return identity(self.path) != self.identity
+
+    def changed(self) -> bool:
+        """Whether another connection has committed since the last call."""
+        version = self._one("PRAGMA data_version")
+        changed: bool = version != self._seen_version
+        self._seen_version = version
+        return changed
+
+    # Nodes
+
+    def register(self, node: str) -> int:
+        """Add a node; returns the watermark it starts from."""
+        last = self.last()
+        self._do("INSERT OR REPLACE INTO node VALUES (?, ?, 0)", (node, last))
+        return last
+
+    def unregister(self, node: str) -> None:
+        self._do("DELETE FROM node WHERE name = ?", (node,))
+        self._do("DELETE FROM subscription WHERE node = ?", (node,))
+        self._do("DELETE FROM waiting WHERE node = ?", (node,))
+        self._do("DELETE FROM depth WHERE node = ?", (node,))
+        if self._one("SELECT 1 FROM node LIMIT 1") is None:
+            self._do("DELETE FROM frame")
+
+    def nodes(self) -> list[str]:
+        return [row[0] for row in self._do("SELECT name FROM node")]
+
+    def has_node(self, node: str) -> bool:
+        return self._one("SELECT 1 FROM node WHERE name = ?", node) is not None
+
+    def missed(self, node: str) -> int | None:
+        """The last frame that expired before the node read it; None when the node is not registered."""
+        found: int | None = self._one("SELECT missed FROM node WHERE name = ?", node)
+        return found
+
+    def set_watermark(self, node: str, watermark: int) -> bool:
+        """Tell how far the node has read; False when the node is not registered."""
+        done = self._do("UPDATE node SET watermark = ? WHERE name = ?", (watermark, node))
+        return done.rowcount > 0
+
+    # Topics
+
+    def last(self) -> int:
+        """The id of the newest frame."""
+        return self._one("SELECT seq FROM sqlite_sequence WHERE name = 'frame'") or 0
+
+    def subscribe(self, topic: str, node: str) -> int:
+        """Subscribe; returns the id up to which frames were published before."""
+        since = self.last()
+        self._do("INSERT OR IGNORE INTO subscription VALUES (?, ?, ?)", (topic, node, since))
+        return since
+
+    def unsubscribe(self, topic: str, node: str) -> None:
+        self._do("DELETE FROM subscription WHERE topic = ? AND node = ?", (topic, node))
+
+    def subscribers(self, topic: str) -> list[str]:
+        return [row[0] for row in self._do("SELECT node FROM subscription WHERE topic = ?", (topic,))]
+
+    def append(
+        self, topic: str, sender: str, channel: str | None, capacity: int | None, expires: float, body: bytes
+    ) -> int:
+        """Add a frame to the log and purge about as much as was added."""
+        row = (topic, sender, channel, capacity, expires, body)
+        done = self._do(
+            "INSERT INTO frame (topic, sender, channel, capacity, expires, body) VALUES (?, ?, ?, ?, ?, ?)",
+            row,
+        )
+        self._debt += 1 + len(body) // 8192
+        if self._debt >= 32:
+            self.purge(2 * self._debt)
+            self._debt = 0
+        assigned: int = done.lastrowid or 0
+        return assigned
+
+    def unread(self, node: str, watermark: int, up_to: int) -> Iterator[Frame]:
+        """The frames of others for this node, after ``watermark``, oldest first."""
+        rows = self._do(
+            "SELECT f.id, f.topic, f.sender, f.channel, f.capacity, f.body FROM frame f"
+            " JOIN subscription s ON s.topic = f.topic AND s.node = ?"
+            " WHERE f.id > ? AND f.id <= ? AND f.id > s.since AND f.sender <> ? ORDER BY f.id",
+            (node, watermark, up_to, node),
+        )
+        return map(Frame._make, rows)
+
+    def purge(self, count: int) -> None:
+        """Delete up to ``count`` of the oldest frames: read by every node, or expired."""
+        oldest = self._one("SELECT min(id) FROM frame")
+        if oldest is None:
+            return
+        # An unread inbox row of a removed node holds nothing up: only nodes have watermarks.
+        read = self._one("SELECT min(watermark) FROM node") or 0
+        if read >= oldest:
+            self._do("DELETE FROM frame WHERE id <= ?", (min(read, oldest + count),))
+            return
+        head = self._do("SELECT id, expires FROM frame ORDER BY id LIMIT ?", (count,)).fetchall()
+        stale = time.time() - _GRACE
+        fresh = next((index for index, (_, expires) in enumerate(head) if expires > stale), len(head))
+        if fresh == 0:
+            return
+        cut = head[fresh - 1][0]
+        self._do(
+            "UPDATE node SET missed = ?1 WHERE watermark < ?1 AND EXISTS (SELECT 1 FROM frame f"
+            " JOIN subscription s ON s.topic = f.topic AND s.node = node.name"
+            " WHERE f.id <= ?1 AND f.id > node.watermark AND f.id > s.since AND f.sender <> node.name)",
+            (cut,),
+        )
+        self._do("DELETE FROM frame WHERE id <= ?", (cut,))
+
+    # Depth: posted frames that wait
+
+    def depth(self, node: str, channel: str) -> int:
+        return self._one("SELECT n FROM depth WHERE node = ? AND channel = ?", node, channel) or 0
+
+    def set_depth(self, node: str, channel: str, n: int) -> None:
+        if n > 0:
+            self._do("INSERT OR REPLACE INTO depth VALUES (?, ?, ?)", (node, channel, n))
+        else:
+            self._do("DELETE FROM depth WHERE node = ? AND channel = ?", (node, channel))
+
+    def forget_depths(self, node: str) -> None:
+        self._do("DELETE FROM depth WHERE node = ?", (node,))
+
+    # Queues
+
+    def room(self, queue: str, capacity: int) -> bool:
+        """Whether the queue holds fewer live frames than its capacity."""
+        held: int = self._one("SELECT n FROM backlog WHERE queue = ?", queue) or 0
+        if held < capacity:
+            return True
+        gone = self._do("DELETE FROM queue WHERE queue = ? AND expires <= ?", (queue, time.time())).rowcount
+        return held - gone < capacity
+
+    def enqueue(self, queue: str, expires: float, body: bytes, row: int | None = None) -> None:
+        """Add a frame to a queue; with ``row``, back where it was."""
+        self._do("INSERT INTO queue VALUES (?, ?, ?, ?)", (row, queue, expires, body))
+
+    def dequeue(self, queue: str, count: int) -> list[tuple[int, float, bytes]]:
+        """Take the oldest live frames as (row, expires, body)."""
+        now = time.time()
+        taken: list[tuple[int, float, bytes]] = []
+        while len(taken) < count:
+            rows = self._do(
+                "SELECT id, expires, body FROM queue WHERE queue = ? ORDER BY id LIMIT ?",
+                (queue, count - len(taken)),
+            ).fetchall()
+            if not rows:
+                break
+            self._do("DELETE FROM queue WHERE queue = ? AND id <= ?", (queue, rows[-1][0]))
+            taken += [row for row in rows if row[1] > now]
+        return taken
+
+    def has_work(self, queue: str) -> bool:
+        return self._one("SELECT 1 FROM backlog WHERE queue = ?", queue) is not None
+
+    def await_work(self, queue: str, node: str) -> None:
+        """Note that a reader of this node is idle, behind those already waiting."""
+        self._do("INSERT OR IGNORE INTO waiting (queue, node) VALUES (?, ?)", (queue, node))
+
+    def next_waiting(self, queue: str) -> str | None:
+        """Take the node that has waited longest for this queue."""
+        found: str | None = self._one(
+            "DELETE FROM waiting WHERE id = (SELECT id FROM waiting WHERE queue = ? ORDER BY id LIMIT 1)"
+            " RETURNING node",
+            queue,
+        )
+        return found
+
+    def bind(self, topic: str, queue: str, capacity: int, expires: float) -> None:
+        self._do("INSERT OR REPLACE INTO binding VALUES (?, ?, ?, ?)", (topic, queue, capacity, expires))
+
+    def unbind(self, topic: str, queue: str) -> None:
+        self._do("DELETE FROM binding WHERE topic = ? AND queue = ?", (topic, queue))
+
+    def bound(self, topic: str) -> list[tuple[str, int]]:
+        """The queues bound to a topic, each with its capacity."""
+        return self._do(
+            "SELECT queue, capacity FROM binding WHERE topic = ? AND expires > ?", (topic, time.time())
+        ).fetchall()
+
+    # Upkeep
+
+    def has_expired(self) -> bool:
+        """Whether queues or bindings hold something to forget. Takes no lock."""
+        now = time.time()
+        return (
+            self._one("SELECT 1 FROM queue WHERE expires <= ? LIMIT 1", now) is not None
+            or self._one("SELECT 1 FROM binding WHERE expires <= ? LIMIT 1", now) is not None
+        )
+
+    def forget_expired(self, count: int = 2000) -> None:
+        """Delete up to ``count`` expired rows of the queues, and the expired bindings."""
+        now = time.time()
+        self._do(
+            "DELETE FROM queue WHERE id IN (SELECT id FROM queue WHERE expires <= ? LIMIT ?)", (now, count)
+        )
+        self._do("DELETE FROM binding WHERE expires <= ?", (now,))
+
+    def flush(self) -> None:
+        for table in ("frame", "queue", "binding", "depth"):
+            self._do(f"DELETE FROM {table}")
+
+
+# Opening
+
+
+def identity(path: Path) -> Identity | None:
+    """What tells this file from another at the same path; None when there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def open_store(folder: Path, max_size: int, condemned: Identity | None = None) -> Store:
+    """Open the log of a folder, made fresh where there is none.
+
+    A file that is not ours is moved aside, and so is ``condemned``, found corrupt.
+
+    Raises:
+        Busy: Another process is opening it; try again.
+        TransportUnavailable: The file cannot be opened.
+        ConfigurationError: A newer version of Trunkline wrote it.
+    """
+    path = folder / "layer.db"
+    _close_inherited()
+    with _opening_lock(folder / "lock"):
+        if condemned is not None and identity(path) == condemned:
+            _move_aside(path, "it is corrupt")
+        try:
+            found = _connect(path, max_size)
+            if isinstance(found, str):
+                _move_aside(path, found)
+                found = _connect(path, max_size)
+            if isinstance(found, str):
+                raise TransportUnavailable(f"{path} cannot be made: {found}")
+            return Store(found, path, max_size)
+        except sqlite3.Error as error:
+            if is_busy(error):
+                raise Busy from error
+            raise TransportUnavailable(f"cannot open {path}: {error}") from error
+
+
+def _close_inherited() -> None:
+    """Close what a forked process got from its parent.
+
+    SQLite counts locks per process: as long as a connection of the parent is known here, a new one would believe that
+    it has the parent's locks, and the kernel knows better. Locks of the parent are not touched by closing.
+    """
+    while _inherited:
+        connection = _inherited.pop()
+        if (
+            connection.in_transaction
+        ):  # forked by another thread in mid-write: closing would undo the parent's work
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        else:
+            connection.close()
+
+
+@contextlib.contextmanager
+def _opening_lock(path: Path) -> Iterator[None]:
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise TransportUnavailable(f"cannot open {path}: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise Busy from error
+    finally:
+        os.close(lock)
+
+
+def _connect(path: Path, max_size: int) -> sqlite3.Connection | str:
+    """A connection to a file with our schema, or why the file is not ours."""
+    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    kept = False
+    try:
+        path.chmod(0o600)  # before the -wal and -shm files, which inherit it
+        problem = _adopt(connection, path)
+        if problem is not None:
+            return problem
+        connection.execute("PRAGMA synchronous = OFF")  # a power cut may lose the messages of that moment
+        connection.execute("PRAGMA secure_delete = OFF")
+        connection.execute(f"PRAGMA max_page_count = {max(64, max_size // _PAGE)}")
+        connection.execute(f"PRAGMA journal_size_limit = {16 << 20}")
+        kept = True
+        return connection
+    except sqlite3.DatabaseError as error:
+        if is_corrupt(error):
+            return str(error)
+        raise
+    finally:
+        if not kept:
+            connection.close()
+
+
+def _adopt(connection: sqlite3.Connection, path: Path) -> str | None:
+    def pragma(name: str) -> int:
+        value: int = connection.execute(f"PRAGMA {name}").fetchone()[0]
+        return value
+
+    application, version = pragma("application_id"), pragma("user_version")
+    if application == 0 and version == 0 and not pragma("schema_version"):
+        connection.execute(f"PRAGMA page_size = {_PAGE}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {_SCHEMA.read_text('utf-8')} PRAGMA application_id = {_APPLICATION};"
+            f" PRAGMA user_version = {_VERSION}; COMMIT;"
+        )
+        return None
+    if application != _APPLICATION:
+        return "another program wrote it"
+    if version > _VERSION:
+        raise ConfigurationError(
+            f"{path} was written by a newer Trunkline (schema {version}, this one knows {_VERSION}): run one version "
+            "in all processes, or give this one a folder of its own"
+        )
+    if version < _VERSION:
+        return f"an older Trunkline wrote it (schema {version})"
+    return None
+
+
+def _move_aside(path: Path, reason: str) -> None:
+    aside = path.with_name(f"{path.name}.aside-{time.time_ns()}")
+    for end in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(f"{path}{end}", f"{aside}{end}")
+    _log.warning("%s was moved aside to %s and a fresh one made: %s", path, aside, reason)

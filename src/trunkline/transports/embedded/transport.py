@@ -1,0 +1,546 @@
+"""The contract, spoken between the processes of one machine.
+
+Everything runs on the loop's thread by plain callbacks: nothing here is a task. A safety tick, once a second, catches
+whatever a killed process left half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from ...errors import ChannelFull, ConfigurationError, MessageTooLarge, TransportUnavailable
+from ...transport import Arrivals, Transport
+from .directory import default_root, path_of_url, prepare
+from .inbox import Inbox
+from .peers import Peers
+from .pulls import Pulls
+from .store import Busy, Frame, Identity, Store, open_store
+from .writer import After, StoreFull, Writer
+
+__all__ = ["EmbeddedTransport"]
+
+#: Seconds between two safety ticks; every third one is a heartbeat.
+_TICK = 1.0
+_HEARTBEAT = 3
+#: Seconds until a count of taken frames is written down, if it is not urgent.
+_TAKEN = 0.1
+#: Bytes read after which the watermark is told at once, so that others can delete.
+_UNTOLD = 8 << 20
+#: Seconds that opening waits for other processes that are opening too.
+_PATIENCE = 10.0
+#: SQLite's own limit for one value, in bytes, less what else is in the row.
+_LARGEST = 1_000_000_000 - 1024
+
+_open: weakref.WeakSet[EmbeddedTransport] = weakref.WeakSet()
+
+
+class EmbeddedTransport(Transport):
+    """Carries frames between all processes of one machine that share a folder, without a server.
+
+    Args:
+        path: The folder, made when it is missing; only its owner may have access. By default the processes that one
+            user started in one working directory meet: ``<temp>/trunkline-<user id>/<project>``. ``$TRUNKLINE_DIR``
+            changes that default.
+        prefix: Layers of different prefixes never meet.
+        max_size: Bytes the log may grow to, of messages that were not read yet.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, prefix: str = "asgi", max_size: int = 1 << 30
+    ) -> None:
+        if not isinstance(prefix, str) or not prefix or set(prefix) & set("/\\\0") or prefix.startswith("."):
+            raise ConfigurationError(f"prefix is the name of a folder, not {prefix!r}")
+        if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1 << 20:
+            raise ConfigurationError(f"max_size is a number of bytes, at least {1 << 20}, not {max_size!r}")
+        if path is not None and not isinstance(path, (str, os.PathLike)):
+            raise ConfigurationError(f"path is the path of a folder, not {path!r}")
+        self._root = default_root() if path is None else Path(path).expanduser().absolute()
+        self._prefix = prefix
+        self._max_size = max_size
+        self._node = ""
+        self._arrivals: Arrivals | None = None
+        self._store: Store | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """``embedded://`` (the default folder), ``embedded:///abs/dir``, ``embedded://./relative``, ``embedded://~/dir``."""
+        return cls(path_of_url(url), **options)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._arrivals is None else "open" if self._store is not None else "waiting"
+        return f"<EmbeddedTransport {self._root / self._prefix} {state} node={self._node or None}>"
+
+    # Life
+
+    async def open(self, node: str, arrivals: Arrivals) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._node, self._arrivals = node, arrivals
+        self._topics: dict[str, None] = {f"@{node}": None}
+        self._inbox = Inbox(node, arrivals.deliver)
+        self._peers = Peers(self._loop, node, self._arrived, self._died)
+        self._writer = Writer(self._loop, self._peers.send, self._lose_store)
+        self._pulls = Pulls(self._loop, node, self._writer, self._wake)
+        self._taken: dict[str, int] = {}
+        self._beats = 0
+        self._told = 0
+        _open.add(self)
+        until = self._loop.time() + _PATIENCE
+        try:
+            while not self._attach():
+                if self._loop.time() > until:
+                    raise TransportUnavailable(
+                        f"another process has kept {self._root} locked for {_PATIENCE:.0f} s"
+                    )
+                await asyncio.sleep(0.005)
+        except BaseException:
+            self._release()
+            raise
+        self._after(_TICK, self._tick)
+
+    async def close(self) -> None:
+        if self._arrivals is None:
+            return
+        self._pulls.close()
+        if self._store is not None:
+            self._writer.submit(self._leave)
+            until = self._loop.time() + 1
+            # Whoever finds our socket gone cleans up for us: so this need not wait for ever.
+            while not self._writer.flush() and self._loop.time() < until:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        self._release()
+
+    def _leave(self, store: Store) -> After:
+        store.unregister(self._node)
+        return _nothing
+
+    def _release(self) -> None:
+        self._arrivals = None
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._writer.use(None, "it is closed")
+        self._writer.stop()
+        self._peers.close()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+        _open.discard(self)
+
+    def abandon(self) -> None:
+        if self._arrivals is None:
+            return
+        self._arrivals = None
+        self._peers.abandon()
+        if self._store is not None:
+            self._store.abandon()
+            self._store = None
+        _open.discard(self)
+
+    def _check_open(self) -> None:
+        if self._arrivals is None:
+            raise TransportUnavailable(f"the embedded transport at {self._root} is not open")
+
+    def now(self) -> float:
+        return time.time()
+
+    # The store: attached, lost, attached again
+
+    def _attach(self, condemned: Identity | None = None) -> bool:
+        """Open the store, bind, register, subscribe: in this order, so that visible means alive. False when busy."""
+        folder = prepare(self._root, self._prefix)
+        try:
+            store = open_store(folder, self._max_size, condemned)
+        except Busy:
+            return False
+        try:
+            if not store.begin():
+                store.close()
+                return False
+            self._peers.open(folder / "nodes", store.epoch)
+            self._inbox.reset(store.register(self._node))
+            for topic in self._topics:
+                self._inbox.topics[topic] = store.subscribe(topic, self._node)
+            store.commit()
+        except BaseException as error:
+            self._peers.close()
+            store.close()
+            if isinstance(error, OSError):
+                raise TransportUnavailable(f"cannot bind a socket in {folder / 'nodes'}: {error}") from error
+            raise
+        self._store = store
+        self._told = self._inbox.watermark
+        self._writer.use(store)
+        return True
+
+    def _lose_store(self, reason: str, corrupt: bool = False) -> None:
+        """Let go of a store that failed or was deleted, and attach to whatever is at the path now."""
+        store, self._store = self._store, None
+        if store is None:
+            return
+        self._writer.use(None, reason)
+        self._peers.close()
+        store.close()
+        self._taken.clear()
+        self._recover(reason, store.identity if corrupt else None)
+
+    def _recover(self, reason: str, condemned: Identity | None) -> None:
+        if self._arrivals is None:
+            return
+        try:
+            attached = self._attach(condemned)
+        except (TransportUnavailable, ConfigurationError) as error:
+            self._writer.use(None, f"{reason}; {error}")
+            self._after(_TICK, self._recover, reason, condemned)
+            return
+        if not attached:
+            self._after(0.005, self._recover, reason, condemned)
+            return
+        self._arrivals.gap(None, reason)
+        self._pulls.restart()
+
+    def _after(self, delay: float, call: Any, *args: Any) -> None:
+        """Run a method later, once, unless the transport is closed by then."""
+        name = call.__name__
+        if name not in self._timers:
+            self._timers[name] = self._loop.call_later(delay, self._due, name, call, args)
+
+    def _due(self, name: str, call: Any, args: tuple[Any, ...]) -> None:
+        del self._timers[name]
+        call(*args)
+
+    # Topics
+
+    async def subscribe(self, topic: str) -> None:
+        self._check_open()
+
+        def work(store: Store) -> After:
+            since = store.subscribe(topic, self._node)
+            return lambda: self._subscribed(topic, since)
+
+        await self._writer.write(work)
+
+    def _subscribed(self, topic: str, since: int) -> None:
+        self._topics[topic] = None
+        self._inbox.topics.setdefault(topic, since)
+
+    async def unsubscribe(self, topic: str) -> None:
+        self._check_open()
+
+        def work(store: Store) -> After:
+            store.unsubscribe(topic, self._node)
+            return lambda: self._unsubscribed(topic)
+
+        await self._writer.write(work)
+
+    def _unsubscribed(self, topic: str) -> None:
+        self._topics.pop(topic, None)
+        self._inbox.topics.pop(topic, None)
+
+    async def publish(self, topic: str, frame: bytes, ttl: float) -> Sequence[str]:
+        self._check_size(frame)
+        expires = time.time() + ttl
+
+        def work(store: Store) -> After:
+            targets = store.subscribers(topic)
+            mine = self._node in targets
+            if mine:
+                targets.remove(self._node)
+            row = self._append(store, topic, None, None, expires, frame) if targets else None
+            full: list[str] = []
+            wakes: list[tuple[str, str]] = []
+            for queue, capacity in store.bound(topic):
+                if store.room(queue, capacity):
+                    wakes += _enqueue(store, queue, expires, frame)
+                else:
+                    full.append(queue)
+
+            def after() -> list[str]:
+                if row is not None:
+                    for node in targets:
+                        self._peers.stage(node, row)
+                self._wake_all(wakes)
+                if mine and self._arrivals is not None:
+                    self._arrivals.deliver(frame)
+                return full
+
+            return after
+
+        full: list[str] = await self._writer.write(work)
+        return full
+
+    def _append(
+        self, store: Store, topic: str, channel: str | None, capacity: int | None, expires: float, body: bytes
+    ) -> Frame:
+        id = store.append(topic, self._node, channel, capacity, expires, body)
+        return Frame(id, topic, self._node, channel, capacity, body)
+
+    # One node
+
+    async def post(self, node: str, channel: str, frame: bytes, capacity: int | None, ttl: float) -> bool:
+        self._check_size(frame)
+        expires = time.time() + ttl
+        counted = channel if capacity is not None else None
+
+        def work(store: Store) -> After:
+            if node != self._node and not store.has_node(node):
+                return _no
+            if capacity is not None:
+                depth = store.depth(node, channel)
+                if depth >= capacity:
+                    raise ChannelFull(f"{channel} holds {depth} messages, its capacity")
+                store.set_depth(node, channel, depth + 1)
+            if node == self._node:
+                return lambda: self._deliver_own(counted, capacity, frame)
+            row = self._append(store, f"@{node}", counted, capacity, expires, frame)
+
+            def after() -> bool:
+                self._peers.stage(node, row)
+                return True
+
+            return after
+
+        try:
+            known: bool = await self._writer.write(work)
+        except StoreFull as error:
+            raise ChannelFull(f"{channel}: {error}") from error
+        return known and not self._peers.is_dead(node)
+
+    def _deliver_own(self, channel: str | None, capacity: int | None, frame: bytes) -> bool:
+        if channel is not None:
+            self._inbox.hold(channel, capacity)
+        if self._arrivals is not None:
+            self._arrivals.deliver(frame)
+        return True
+
+    def taken(self, channel: str, count: int) -> None:
+        if self._arrivals is None or self._store is None:
+            return
+        pending = self._taken[channel] = self._taken.get(channel, 0) + count
+        # Urgent when senders may be refused soon: others see what is held here, these included.
+        capacity = self._inbox.capacities.get(channel, 1)
+        if pending * 4 >= capacity or self._inbox.held.get(channel, 0) * 2 >= capacity:
+            self._report_taken()
+        else:
+            self._after(_TAKEN, self._report_taken)
+
+    def _report_taken(self) -> None:
+        if self._taken:
+            self._writer.submit(self._write_taken)
+
+    def _write_taken(self, store: Store) -> After:
+        taken = dict(self._taken)
+        for channel, count in taken.items():
+            store.set_depth(self._node, channel, store.depth(self._node, channel) - count)
+
+        def after() -> None:
+            for channel, count in taken.items():
+                self._inbox.release(channel, count)
+            self._taken = {}
+
+        return after
+
+    # Queues
+
+    async def push(self, queue: str, frame: bytes, capacity: int, ttl: float) -> None:
+        self._check_size(frame)
+        expires = time.time() + ttl
+
+        def work(store: Store) -> After:
+            if not store.room(queue, capacity):
+                raise ChannelFull(f"{queue} holds {capacity} messages, its capacity")
+            wakes = _enqueue(store, queue, expires, frame)
+            return lambda: self._wake_all(wakes)
+
+        try:
+            await self._writer.write(work)
+        except StoreFull as error:
+            raise ChannelFull(f"{queue}: {error}") from error
+
+    async def pull(self, queue: str) -> bytes:
+        self._check_open()
+        return await self._pulls.pull(queue)
+
+    async def bind(self, topic: str, queue: str, capacity: int, ttl: float) -> None:
+        self._check_open()
+
+        def work(store: Store) -> After:
+            store.bind(topic, queue, capacity, time.time() + ttl)
+            return _nothing
+
+        await self._writer.write(work)
+
+    async def unbind(self, topic: str, queue: str) -> None:
+        self._check_open()
+
+        def work(store: Store) -> After:
+            store.unbind(topic, queue)
+            return _nothing
+
+        await self._writer.write(work)
+
+    async def flush(self) -> None:
+        self._check_open()
+
+        def work(store: Store) -> After:
+            store.flush()
+            return self._forget_counts
+
+        await self._writer.write(work)
+
+    def _forget_counts(self) -> None:
+        self._taken = {}
+        self._inbox.forget_counts()
+
+    def _check_size(self, frame: bytes) -> None:
+        self._check_open()
+        largest = min(self._max_size // 2, _LARGEST)
+        if len(frame) > largest:
+            raise MessageTooLarge(
+                f"a frame of {len(frame)} bytes; max_size={self._max_size} allows {largest}"
+            )
+
+    # Arrivals
+
+    def _arrived(
+        self,
+        epoch: int,
+        sender: str,
+        previous: int,
+        last: int,
+        frames: list[list[Any]] | None,
+        queues: list[str],
+    ) -> None:
+        if self._store is None or epoch != self._store.epoch:
+            return
+        if not self._inbox.push(sender, previous, last, frames) or self._inbox.untold > _UNTOLD:
+            self._read()
+        for queue in queues:
+            self._pulls.woken(queue)
+
+    def _read(self) -> None:
+        """Bring this node up to date with the log, a part at a time."""
+        store = self._store
+        if store is None or self._arrivals is None:
+            return
+        before = self._inbox.watermark
+        complete = self._inbox.read(store)
+        missed = store.missed(self._node)
+        if missed is None:
+            self._lose_store("another process took this node for dead")
+            return
+        if missed > before:
+            self._arrivals.gap(None, "frames expired before this process read them")
+            self._writer.submit(self._recount)
+        if self._inbox.untold > _UNTOLD:
+            self._tell_watermark()
+        if not complete:
+            self._after(0, self._read)
+
+    def _tell_watermark(self) -> None:
+        watermark = self._told = self._inbox.watermark
+        self._inbox.untold = 0
+
+        def work(store: Store) -> After:
+            store.set_watermark(self._node, watermark)
+            return _nothing
+
+        self._writer.submit(work)
+
+    def _recount(self, store: Store) -> After:
+        """Count the posted frames afresh: some expired uncounted."""
+        waiting = self._inbox.unread_posts(store, f"@{self._node}")
+        for channel, count in self._inbox.held.items():
+            waiting[channel] = waiting.get(channel, 0) + count
+        store.forget_depths(self._node)
+        for channel, count in waiting.items():
+            store.set_depth(self._node, channel, count)
+        return _nothing
+
+    # Others
+
+    def _wake_all(self, wakes: list[tuple[str, str]]) -> None:
+        for node, queue in wakes:
+            self._wake(node, queue)
+
+    def _wake(self, node: str, queue: str) -> None:
+        if node == self._node:
+            self._pulls.woken(queue)
+        else:
+            self._peers.wake(node, queue)
+
+    def _died(self, node: str, queues: set[str]) -> None:
+        """Remove a dead node, and pass on the wakes that it did not take."""
+
+        def work(store: Store) -> After:
+            if self._peers.probe(node):
+                return _nothing
+            store.unregister(node)
+            return lambda: self._peers.bury(node)
+
+        self._writer.submit(work)
+        for queue in queues:
+            self._pulls.pass_on(queue)
+
+    def _tick(self) -> None:
+        self._after(_TICK, self._tick)
+        store = self._store
+        if store is None:
+            return
+        if store.moved():
+            self._lose_store(f"{store.path} was deleted or replaced")
+            return
+        if not self._peers.bound():
+            self._lose_store(f"the socket of this node in {store.path.parent} was deleted")
+            return
+        self._beats += 1
+        if store.changed():
+            self._read()
+        self._pulls.refresh(store)
+        if self._inbox.watermark != self._told:
+            self._tell_watermark()
+        if self._beats % _HEARTBEAT == 0:
+            self._heartbeat(store)
+
+    def _heartbeat(self, store: Store) -> None:
+        nodes = store.nodes()
+        for node in [*nodes, *self._peers.orphans(nodes)]:
+            if node != self._node and not self._peers.probe(node):
+                self._died(node, set())
+        if store.has_expired():
+            self._writer.submit(_forget_expired)
+
+
+def _enqueue(store: Store, queue: str, expires: float, body: bytes) -> list[tuple[str, str]]:
+    """Add to a queue; returns the (node, queue) to wake, if any is idle."""
+    store.enqueue(queue, expires, body)
+    node = store.next_waiting(queue)
+    return [] if node is None else [(node, queue)]
+
+
+def _forget_expired(store: Store) -> After:
+    store.forget_expired()
+    return _nothing
+
+
+def _nothing() -> None:
+    return None
+
+
+def _no() -> bool:
+    return False
+
+
+def _close_inherited() -> None:
+    """In a forked child: a socket it kept would make a dead parent look alive."""
+    for transport in list(_open):
+        transport.abandon()
+
+
+os.register_at_fork(after_in_child=_close_inherited)

@@ -1,0 +1,229 @@
+"""Writes: the first of a loop tick at once, the others of that tick together in one transaction.
+
+So a caller that sends one message after the other waits for nothing, and a hundred callers share one commit. The loop
+never waits for another process's lock: a busy lock is tried again by a timer, and by then more writes may have joined.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ...errors import MessageTooLarge, Refused, TransportUnavailable
+from .store import Store, is_busy, is_corrupt, is_full
+
+__all__ = ["After", "StoreFull", "Work", "Writer"]
+
+
+class StoreFull(TransportUnavailable):
+    """The log has reached its largest size. Nothing was sent."""
+
+
+#: What to do once the transaction is committed; its value is the caller's.
+After = Callable[[], Any]
+#: Runs inside the transaction, perhaps more than once (a rolled-back attempt leaves no trace).
+Work = Callable[[Store], After]
+
+#: Seconds between two tries for a busy lock.
+_RETRY = 0.0002
+#: Seconds a caller waits for the lock.
+_PATIENCE = 5.0
+
+
+class _Job:
+    __slots__ = ("error", "future", "since", "value", "work")
+
+    def __init__(self, work: Work, future: asyncio.Future[Any] | None, since: float) -> None:
+        self.work = work
+        self.future = future
+        #: Loop time when it was asked for; infinite for a write that nobody waits for.
+        self.since = since
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def settle(self) -> None:
+        if self.future is None or self.future.done():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.value)
+
+
+class Writer:
+    """Runs transactions on one node's store."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        committed: Callable[[], None],
+        broken: Callable[[str, bool], None],
+    ) -> None:
+        self._loop = loop
+        self._committed = committed
+        self._broken = broken
+        self._store: Store | None = None
+        self._why = "it is not open"
+        self._jobs: deque[_Job] = deque()
+        self._turn: asyncio.Handle | None = None
+        self._retry: asyncio.TimerHandle | None = None
+
+    def use(self, store: Store | None, why: str = "") -> None:
+        """Write to this store from now on; None: callers learn why there is none."""
+        self._store, self._why = store, why
+        if store is None:
+            waiting, self._jobs = self._jobs, deque()
+            for job in waiting:
+                job.error = TransportUnavailable(why)
+                job.settle()
+
+    async def write(self, work: Work) -> Any:
+        """Run ``work`` in a transaction and return what its second half returns after the commit.
+
+        Cancellation: safe. It was committed or it was not; nothing else in the transaction notices.
+
+        Raises:
+            TransportUnavailable: It was not committed.
+        """
+        job = _Job(work, None, self._loop.time())
+        if self._turn is None and not self._jobs:
+            self._turn = self._loop.call_soon(self._next_turn)
+            if self._run([job]):
+                if job.error is not None:
+                    raise job.error
+                return job.value
+        job.future = self._loop.create_future()
+        self._jobs.append(job)
+        self._schedule()
+        return await job.future
+
+    def submit(self, work: Work) -> None:
+        """Run ``work`` with the next transaction; nobody waits for it. A store that is lost forgets it."""
+        if self._store is not None:
+            self._jobs.append(_Job(work, None, float("inf")))
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if self._turn is None and self._retry is None:
+            self._turn = self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        if self._retry is None:
+            self.flush()
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self.flush()
+
+    def flush(self) -> bool:
+        """Commit everything that waits; False when another process has the lock."""
+        jobs = [job for job in self._jobs if job.future is None or not job.future.done()]
+        self._jobs.clear()
+        if not jobs or self._run(jobs):
+            return True
+        self._jobs.extendleft(reversed(self._patient(jobs)))
+        if self._retry is None and self._jobs:
+            self._retry = self._loop.call_later(_RETRY, self._try_again)
+        return False
+
+    def _patient(self, jobs: list[_Job]) -> list[_Job]:
+        oldest = self._loop.time() - _PATIENCE
+        for job in jobs:
+            if job.since < oldest:
+                job.error = TransportUnavailable(
+                    f"another process has held the write lock for {_PATIENCE:.0f} s; is one stopped, in a debugger?"
+                )
+                job.settle()
+        return [job for job in jobs if job.error is None]
+
+    def stop(self) -> None:
+        for handle in (self._turn, self._retry):
+            if handle is not None:
+                handle.cancel()
+        self._turn = self._retry = None
+
+    # One transaction
+
+    def _run(self, jobs: list[_Job]) -> bool:
+        """Run jobs in one transaction and settle them; False when the lock is busy and nothing was done."""
+        store = self._store
+        if store is None:
+            for job in jobs:
+                job.error = TransportUnavailable(self._why)
+                job.settle()
+            return True
+        try:
+            afters = self._transact(store, jobs)
+        except Exception as error:
+            store.rollback()
+            if len(jobs) > 1:  # one of them is the culprit: let it fail alone
+                for job in jobs:
+                    self._run_alone(job)
+                return True
+            jobs[0].error = self._translate(store, error)
+            jobs[0].settle()
+            return True
+        if afters is None:
+            return False
+        for job, after in afters:
+            try:
+                job.value = after()
+            except Exception as error:  # committed all the same: the others must not wait for ever
+                job.error = error
+        self._committed()
+        for job in jobs:
+            job.settle()
+        return True
+
+    def _run_alone(self, job: _Job) -> None:
+        if not self._run([job]):
+            self._jobs.append(job)
+            self._schedule()
+
+    def _transact(self, store: Store, jobs: list[_Job]) -> list[tuple[_Job, After]] | None:
+        afters: list[tuple[_Job, After]] = []
+        if not store.begin():
+            return None
+        for job in jobs:
+            job.error = None
+            try:
+                afters.append((job, job.work(store)))
+            except Refused as refusal:  # it was decided before anything was written
+                job.error = refusal
+            except sqlite3.Error as error:
+                if len(jobs) > 1 or not is_full(error):
+                    raise
+                store.rollback()
+                return self._transact_in_less_room(store, job)
+        store.commit()
+        return afters
+
+    def _transact_in_less_room(self, store: Store, job: _Job) -> list[tuple[_Job, After]] | None:
+        if not store.begin():
+            return None
+        store.purge(1 << 30)
+        store.forget_expired(1 << 30)
+        store.commit()
+        if not store.begin():
+            return None
+        after = job.work(store)
+        store.commit()
+        return [(job, after)]
+
+    def _translate(self, store: Store, error: Exception) -> BaseException:
+        if is_full(error):
+            return StoreFull(
+                f"{store.path} is full: unread messages take all of max_size={store.max_size} bytes, or the disk"
+            )
+        if isinstance(error, (sqlite3.DataError, OverflowError)):
+            return MessageTooLarge(f"SQLite cannot hold it: {error}")
+        if not isinstance(error, sqlite3.Error) or is_busy(error):
+            return error
+        self._loop.call_soon(self._broken, f"{store.path}: {error}", is_corrupt(error))
+        unavailable = TransportUnavailable(f"{store.path}: {error}")
+        unavailable.__cause__ = error
+        return unavailable
