@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from conftest import PROJECT
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from frameworks.programs import Program, daphne, eventually
+from frameworks.programs import ROOT, Program, daphne, eventually
 
 SECONDS = 15
+PROJECT = ROOT / "examples" / "django_chat"
 
 
 class Site(NamedTuple):
