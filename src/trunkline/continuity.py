@@ -1,0 +1,443 @@
+"""Continuity: the sender's chain, the receiver's dedupe and its gap detection.
+
+Every frame carries who sent it (``sid``, fresh for each connection to a server that is opened), the sender's running
+number (``seq``) and the number of the frame that the same sender sent *to the same topic* before (``prev``, 0 when
+none is remembered). So a receiver sees a frame it already had (``seq`` not above the last one it took) and a frame it
+missed (``prev`` above it) without any state on the server, and a server that loses its memory confuses nobody.
+
+Rules of this room: no I/O, no clock, no chance. Time comes in as an argument; what has to be read from a log, delivered
+or told as lost comes out as a value.
+
+- Never doubled: a frame is taken at most once per receiver.
+- Never reordered: one sender's frames are taken as sent, over all topics of one server. The exception is a frame that
+  was told lost and turns up after all: it is taken late rather than never.
+- Lost only when told: a hole in a chain that the log cannot fill comes out as a gap.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Iterable
+from typing import Generic, NamedTuple, TypeVar
+
+__all__ = ["HEADER_SIZE", "REPLAYED", "VOID", "Outcome", "Receiver", "Sender", "Sent"]
+
+#: flags, sid, seq, prev, stamp (ms on the shared clock), age (ms since the frame ``prev`` was stamped)
+_HEADER = struct.Struct(">B8sQQQI")
+HEADER_SIZE = _HEADER.size
+_unpack = _HEADER.unpack_from
+
+#: The frame carries nothing; it only keeps the chain closed where a frame was refused or given up.
+VOID = 1
+#: The frame was acknowledged once already and is sent again because its server may have forgotten it.
+REPLAYED = 2
+
+
+class Sent:
+    """One command on its way: numbered, waiting for its answer, then kept for a while in case the server forgets it."""
+
+    __slots__ = ("age", "body", "done", "flags", "prev", "seq", "stamp", "topic")
+
+    def __init__(self, topic: bytes | None, body: bytes) -> None:
+        #: The chain it belongs to; None: numbered and repeated like the others, but in no chain and never replayed.
+        self.topic = topic
+        self.body = body
+        self.flags = self.seq = self.prev = self.stamp = self.age = 0
+        #: The server has answered it.
+        self.done = False
+
+
+_S = TypeVar("_S", bound=Sent)
+
+
+class Sender(Generic[_S]):
+    """What one sender keeps about one server.
+
+    Args:
+        sid: 8 bytes nobody else has.
+        retention: Seconds that frames stay of interest; a chain is not continued over a longer silence.
+        window: Seconds that answered frames are kept for a replay.
+        window_bytes: Bound of the frames kept for a replay.
+    """
+
+    def __init__(
+        self, sid: bytes, *, retention: float, window: float = 5.0, window_bytes: int = 16 << 20
+    ) -> None:
+        self.sid = sid
+        self._retention_ms = int(retention * 1000)
+        self._window = window
+        self._window_bytes = window_bytes
+        self._seq = 0
+        self._last: dict[bytes, tuple[int, int]] = {}
+        self._older: dict[bytes, tuple[int, int]] = {}
+        self._rotated_ms = 0
+        self._unanswered: deque[_S] = deque()
+        self._kept: deque[tuple[float, _S]] = deque()
+        self._kept_bytes = 0
+
+    def number(self, sent: _S, clock_ms: int) -> None:
+        """Give it its place after everything numbered before. ``clock_ms`` is the shared clock."""
+        self._seq = sent.seq = self._seq + 1
+        sent.stamp = clock_ms
+        topic = sent.topic
+        if topic is not None:
+            last = self._last.get(topic) or self._older.get(topic)
+            if last is not None:
+                sent.prev = last[0]
+                sent.age = min(max(clock_ms - last[1], 0), 0xFFFFFFFF)
+            self._last[topic] = (self._seq, clock_ms)
+            if clock_ms - self._rotated_ms > self._retention_ms:
+                self._older, self._last, self._rotated_ms = self._last, {}, clock_ms
+        self._unanswered.append(sent)
+
+    def frame(self, sent: _S) -> bytes:
+        """The bytes to send: the header and the body."""
+        header = _HEADER.pack(sent.flags, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
+        return header + sent.body
+
+    def void(self, sent: _S) -> bytes:
+        """The bytes to send in its place when it is refused: they keep the chain closed."""
+        return _HEADER.pack(sent.flags | VOID, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
+
+    def answer(self, sent: _S, now: float) -> None:
+        """The server did it. Frames of a chain are kept for a replay. ``now`` is a local clock in seconds."""
+        sent.done = True
+        waiting = self._unanswered
+        while waiting and waiting[0].done:
+            waiting.popleft()
+        if sent.topic is not None and self._window > 0:
+            self._kept.append((now, sent))
+            self._kept_bytes += HEADER_SIZE + len(sent.body)
+            self.prune(now)
+
+    def refuse(self, sent: _S, now: float) -> None:
+        """The server refused it and put an empty frame in its place."""
+        self.give_up(sent)
+        self.answer(sent, now)
+
+    def give_up(self, sent: _S) -> None:
+        """Send nothing but an empty frame in its place from now on."""
+        sent.flags |= VOID
+        sent.body = b""
+
+    def forget(self, topic: bytes) -> None:
+        """Start the topic's chain anew: nobody hears it."""
+        self._last.pop(topic, None)
+        self._older.pop(topic, None)
+
+    def prune(self, now: float) -> None:
+        """Drop what has left the replay window. Call it while the server is known to be well."""
+        kept = self._kept
+        while kept and (kept[0][0] < now - self._window or self._kept_bytes > self._window_bytes):
+            self._kept_bytes -= HEADER_SIZE + len(kept.popleft()[1].body)
+
+    @property
+    def floor(self) -> int:
+        """Everything numbered below this is answered."""
+        return self._unanswered[0].seq if self._unanswered else self._seq + 1
+
+    def unanswered(self) -> list[_S]:
+        """What must be sent again on a new connection, in this order, before anything new."""
+        return [sent for sent in self._unanswered if not sent.done]
+
+    def replay(self) -> list[_S]:
+        """The same for a server that may have forgotten what it answered: the window comes back, in front."""
+        again = [sent for _, sent in self._kept]
+        for sent in again:
+            sent.flags |= REPLAYED
+            sent.done = False
+        self._kept.clear()
+        self._kept_bytes = 0
+        merged = {sent.seq: sent for sent in (*again, *self.unanswered())}
+        self._unanswered = deque(merged[seq] for seq in sorted(merged))
+        return list(self._unanswered)
+
+
+class _Topic:
+    __slots__ = ("active", "holes", "known", "muted", "name", "older", "since")
+
+    def __init__(self, name: bytes, since: int) -> None:
+        self.name = name
+        #: Frames sent before this (ms on the shared clock) are not ours.
+        self.since = since
+        self.known: dict[bytes, int] = {}
+        self.older: dict[bytes, int] = {}
+        self.holes: dict[bytes, list[tuple[int, int]]] = {}
+        self.muted = False
+        self.active = True
+
+
+class _Item(NamedTuple):
+    topic: _Topic
+    flags: int
+    sid: bytes
+    seq: int
+    prev: int
+    stamp: int
+    age: int
+    body: bytes
+
+
+def _item(topic: _Topic, data: bytes) -> _Item:
+    flags, sid, seq, prev, stamp, age = _unpack(data)
+    return _Item(topic, flags, sid, seq, prev, stamp, age, data[HEADER_SIZE:])
+
+
+class Outcome(NamedTuple):
+    """What came out of a round of reading logs."""
+
+    #: (topic, body), to be delivered in this order.
+    deliver: list[tuple[bytes, bytes]]
+    #: Topics that lost frames for good.
+    gaps: list[bytes]
+    #: None: done, back to live. Otherwise wait so many seconds and read again.
+    again: float | None
+
+
+class Receiver:
+    """What one receiver keeps about one server.
+
+    It is *live*, and ``push`` hands each frame on, or *recovering*: then frames are set aside until the logs have been
+    read. The caller reads them as long as ``recovering`` is true: ``reads``, then ``read`` for each entry, then ``settle``.
+
+    Args:
+        retention: Seconds that logs reach back.
+        slack: Seconds by which two nodes' ideas of the shared clock may differ.
+        patience: Seconds to go on reading when a frame is missing in the log too: its sender may be repeating it.
+    """
+
+    #: Seconds between two readings, and between two times that patience is shown at all.
+    _PAUSE, _RESPITE = 0.1, 10.0
+
+    def __init__(self, *, retention: float, slack: float = 0.05, patience: float = 1.0) -> None:
+        self._retention_ms = int(retention * 1000)
+        self._slack_ms = int(slack * 1000)
+        self._patience = patience
+        self._patient_from: float | None = None
+        self._topics: dict[bytes, _Topic] = {}
+        self.recovering = False
+        self._aside: list[_Item] = []
+        self._logged: list[tuple[tuple[int, int], _Item]] = []
+        self._wanted: dict[bytes, int] = {}
+        self._reading: dict[bytes, int] = {}
+        self._early = 0
+
+    # -- membership
+
+    def join(self, topic: bytes, since_ms: int) -> None:
+        """Hear a topic from ``since_ms`` (shared clock) on."""
+        self._topics[topic] = _Topic(topic, since_ms)
+
+    def mute(self, topic: bytes, muted: bool = True) -> bool:
+        """Keep following the chain but deliver nothing. False for an unknown topic."""
+        state = self._topics.get(topic)
+        if state is None:
+            return False
+        state.muted = muted
+        return True
+
+    def leave(self, topic: bytes) -> None:
+        """Forget the topic."""
+        self._topics.pop(topic, None)
+        self._wanted.pop(topic, None)
+
+    # -- live
+
+    def push(self, topic: bytes, data: bytes) -> bytes | None:
+        """Take a frame that was pushed to us; returns the body to deliver now, if any."""
+        state = self._topics.get(topic)
+        if state is None:
+            return None
+        state.active = True
+        flags, sid, seq, prev, _, _ = _unpack(data)
+        if self.recovering:
+            self._aside.append(_item(state, data))
+            return None
+        mark = state.known.get(sid)
+        if mark is None or not prev <= mark < seq:
+            return self._push_odd(_item(state, data))
+        state.known[sid] = seq
+        return None if flags & VOID or state.muted else data[HEADER_SIZE:]
+
+    def _push_odd(self, item: _Item) -> bytes | None:
+        """A first frame, a repeated one, or one after a gap."""
+        if not self._is_new(item):
+            return None
+        topic = item.topic
+        if self._is_gap(item):
+            self.recovering = True
+            self._aside.append(item)
+            self._wanted[topic.name] = topic.since
+            return None
+        topic.known[item.sid] = max(item.seq, self._mark(item) or 0)
+        return None if item.flags & VOID or topic.muted else item.body
+
+    @staticmethod
+    def _mark(item: _Item) -> int | None:
+        known = item.topic.known.get(item.sid)
+        return item.topic.older.get(item.sid) if known is None else known
+
+    def _is_new(self, item: _Item) -> bool:
+        """Whether it was not taken before; a late frame closes its part of a hole."""
+        mark = self._mark(item)
+        if mark is None:
+            # Heard for the first time, and only because it is sent again: it may be older than our joining.
+            if item.flags & REPLAYED and item.stamp < item.topic.since:
+                item.topic.known[item.sid] = item.seq
+                return False
+            return True
+        if item.seq > mark:
+            return True
+        holes = item.topic.holes.get(item.sid, [])
+        for number, (low, high) in enumerate(holes):
+            if low <= item.seq <= high and item.stamp >= item.topic.since:
+                parts = ((low, item.seq - 1), (item.seq + 1, high))
+                holes[number : number + 1] = [part for part in parts if part[0] <= part[1]]
+                return True
+        return False
+
+    def _is_gap(self, item: _Item) -> bool:
+        mark = self._mark(item)
+        if mark is not None:
+            return item.prev > mark
+        # A sender we never heard here: what it sent before is ours only if it is younger than our joining.
+        return bool(
+            item.prev
+            and item.age < self._retention_ms
+            and item.stamp - item.age >= item.topic.since + self._slack_ms
+        )
+
+    # -- recovering
+
+    def interrupted(self, alive_ms: int, *, forgetful: bool) -> None:
+        """The connection was lost, or may have been: read the logs before anything else is delivered.
+
+        Args:
+            alive_ms: The shared clock when everything was surely well.
+            forgetful: The server may have lost data: read all that it has.
+        """
+        self.recovering = True
+        pending = {**self._reading, **self._wanted}  # what a former interruption left to read
+        for name, topic in self._topics.items():
+            since = topic.since if forgetful else max(topic.since, alive_ms)
+            self._wanted[name] = min(since, pending.get(name, since))
+
+    def rebase(self, clock_ms: int) -> None:
+        """The shared clock went back to ``clock_ms``: nothing we wait for is older than we are."""
+        for topic in self._topics.values():
+            topic.since = min(topic.since, clock_ms)
+
+    def reads(self, clock_ms: int) -> list[tuple[bytes, int]]:
+        """Begin a round: the logs to read now, and from when (ms, the log's own clock)."""
+        horizon = clock_ms - self._retention_ms
+        wanted = {**self._reading, **self._wanted}  # a round that was not settled is part of this one
+        self._reading = {name: since for name, since in wanted.items() if name in self._topics}
+        self._wanted = {}
+        self._early = len(self._aside)
+        self._logged = []
+        return [(name, max(since, horizon, 0)) for name, since in self._reading.items()]
+
+    def read(self, topic: bytes, entry: tuple[int, int], data: bytes) -> None:
+        """One entry of a log, with its id."""
+        state = self._topics.get(topic)
+        if state is not None:
+            self._logged.append((entry, _item(state, data)))
+
+    def settle(self, now: float) -> Outcome:
+        """End a round: what can be delivered, what is lost, and whether to read again."""
+        self._logged.sort(key=lambda pair: pair[0])
+        early, late = self._aside[: self._early], self._aside[self._early :]
+        items = _as_sent(
+            [(item, False) for _, item in self._logged]
+            + [(item, False) for item in early]
+            + [(item, True) for item in late]
+        )
+        outcome = Outcome([], [], None)
+        again = None
+        for position, (item, is_late) in enumerate(items):
+            if self._topics.get(item.topic.name) is not item.topic:
+                continue
+            again = self._take(item, is_late, outcome, now)
+            if again is not None:
+                self._aside = [waiting for waiting, _ in items[position:]]
+                break
+        else:
+            self._aside = []
+        self._logged = []
+        self._reading = {}
+        if again is None and self._wanted:
+            again = 0.0
+        self.recovering = again is not None
+        return outcome._replace(again=again)
+
+    def _take(self, item: _Item, is_late: bool, outcome: Outcome, now: float) -> float | None:
+        """Deliver one item; or the seconds to wait before reading its log again."""
+        topic = item.topic
+        if not self._is_new(item):
+            return None
+        if self._is_gap(item):
+            pause = self._look_again(topic, is_late, now)
+            if pause is not None:
+                return pause
+            low = (self._mark(item) or 0) + 1
+            topic.holes.setdefault(item.sid, []).append((low, item.prev))
+            outcome.gaps.append(topic.name)
+        topic.known[item.sid] = max(item.seq, self._mark(item) or 0)
+        if not (item.flags & VOID or topic.muted):
+            outcome.deliver.append((topic.name, item.body))
+        return None
+
+    def _look_again(self, topic: _Topic, is_late: bool, now: float) -> float | None:
+        read_from = self._reading.get(topic.name)
+        self._wanted[topic.name] = topic.since
+        # The log was read before this frame was sent, or not from its beginning: it may well hold what is missing.
+        if is_late or read_from is None or read_from > topic.since:
+            return 0.0
+        if self._patient_from is None or now - self._patient_from > self._RESPITE:
+            self._patient_from = now
+        if now - self._patient_from < self._patience:
+            return self._PAUSE
+        del self._wanted[topic.name]
+        return None
+
+    # -- idle
+
+    def quiet(self) -> list[bytes]:
+        """Topics that heard nothing since the last call: the ends of their logs want a look."""
+        found = []
+        for topic in self._topics.values():
+            if not topic.active:
+                found.append(topic.name)
+            topic.active = False
+        return found
+
+    def audit(self, topic: bytes, entry: tuple[int, int], data: bytes, clock_ms: int) -> bool:
+        """Compare the last entry of a log with what was heard; True when the log must be read."""
+        state = self._topics.get(topic)
+        if state is None or entry[0] < max(state.since, clock_ms - self._retention_ms):
+            return False
+        item = _item(state, data)
+        mark = self._mark(item)
+        if mark is not None and item.seq <= mark:
+            return False
+        self.recovering = True
+        self._wanted[topic] = state.since
+        return True
+
+    def rotate(self) -> None:
+        """Forget senders that were silent for two calls. Call it every two retentions."""
+        for topic in self._topics.values():
+            for sid in topic.older.keys() - topic.known.keys():
+                topic.holes.pop(sid, None)
+            topic.older, topic.known = topic.known, {}
+
+
+def _as_sent(items: Iterable[tuple[_Item, bool]]) -> list[tuple[_Item, bool]]:
+    """Put each sender's frames in the order it sent them, into the places that this sender's frames had."""
+    items = list(items)
+    queues: dict[bytes, list[tuple[_Item, bool]]] = {}
+    for pair in items:
+        queues.setdefault(pair[0].sid, []).append(pair)
+    following = {sid: iter(sorted(queue, key=lambda pair: pair[0].seq)) for sid, queue in queues.items()}
+    return [next(following[item.sid]) for item, _ in items]

@@ -1,0 +1,36 @@
+"""The shared clock: the server's time, kept going between two looks at it."""
+
+from __future__ import annotations
+
+import time
+
+__all__ = ["Clock"]
+
+
+class Clock:
+    """One server's time, in seconds since the epoch."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+        #: Seconds by which it may be wrong.
+        self.error = 1.0
+        self.set = False
+
+    def now(self) -> float:
+        return time.monotonic() + self._offset
+
+    def learn(self, reply: list[bytes], asked: float, answered: float) -> float:
+        """Take in a TIME reply that was asked for and answered at these ``time.monotonic()`` times.
+
+        Returns:
+            By how many seconds the clock jumped.
+        """
+        offset = int(reply[0]) + int(reply[1]) / 1e6 - (asked + answered) / 2
+        error = (answered - asked) / 2
+        jump = offset - self._offset
+        # A slow answer tells less than an earlier quick one, unless the server's clock was set.
+        if not self.set or error <= self.error * 1.5 or abs(jump) > error + self.error + 0.01:
+            self._offset, self.error = offset, error
+            first, self.set = not self.set, True
+            return 0.0 if first else jump
+        return 0.0

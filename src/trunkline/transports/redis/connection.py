@@ -1,0 +1,299 @@
+"""One connection to one server: commands out, replies in, in order.
+
+Rules of this room: the only one that imports the driver (hiredis, a parser and packer without I/O). Whatever is
+written during one turn of the loop leaves in one write. Replies are matched to requests by their order alone, so
+nobody who stops waiting can put it out of step. A connection that owes a reply for ``deadline`` seconds is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import warnings
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+try:
+    import hiredis
+except ImportError as error:  # pragma: no cover - seen only where the extra is missing
+    raise ImportError("The Redis transport needs hiredis: pip install 'trunkline[redis]'") from error
+
+from ...errors import ConfigurationError, TransportUnavailable
+from .hosts import Host
+
+__all__ = ["Connection", "ReplyError", "Request", "connect", "pack", "unavailable"]
+
+#: What a server answers when it refuses a command; it is handed over as a value.
+ReplyError = hiredis.ReplyError
+
+_NOTHING = object()
+_FATAL = (
+    "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
+    "ERR invalid password",
+    "ERR AUTH",
+    "ERR DB index",
+    "ERR invalid DB index",
+)
+
+
+def pack(*command: bytes | str | int) -> bytes:
+    """The bytes of one command."""
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]
+    return packed
+
+
+def unavailable(host: Host, cause: BaseException | str) -> TransportUnavailable:
+    """The one place where a driver's, a socket's or a server's trouble becomes ours."""
+    text = str(cause) or type(cause).__name__
+    error = TransportUnavailable(
+        f"Redis at {host.address} cannot be reached ({text}). Is the server running? "
+        f"Try: redis-cli {_cli(host)} ping"
+    )
+    if isinstance(cause, BaseException):
+        error.__cause__ = cause
+    return error
+
+
+def _cli(host: Host) -> str:
+    where = f"-s {host.path}" if host.path else f"-h {host.host} -p {host.port}"
+    return where + (" --tls" if host.ssl else "")
+
+
+class Request(Protocol):
+    """Something that waits for replies."""
+
+    #: Replies it waits for.
+    want: int
+
+    def answered(self, replies: list[Any]) -> None:
+        """All replies are here; refusals are ``ReplyError`` values among them."""
+
+    def lost(self, error: TransportUnavailable) -> None:
+        """The connection ended first; nobody knows whether the server did it."""
+
+
+class _Call:
+    """A request made by a coroutine that is there to wait."""
+
+    __slots__ = ("future", "want")
+
+    def __init__(self, want: int, future: asyncio.Future[list[Any]]) -> None:
+        self.want = want
+        self.future = future
+
+    def answered(self, replies: list[Any]) -> None:
+        if not self.future.done():
+            self.future.set_result(replies)
+
+    def lost(self, error: TransportUnavailable) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+            self.future.exception()
+
+
+class Connection(asyncio.Protocol):
+    """A connection that is open until ``on_lost`` is called, once."""
+
+    def __init__(self, host: Host, deadline: float, on_lost: Callable[[TransportUnavailable], None]) -> None:
+        self._host = host
+        self._deadline = deadline
+        self._on_lost = on_lost
+        self._on_push: Callable[[list[Any]], None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._transport: asyncio.Transport | None = None
+        self._requests: deque[Request] = deque()
+        self._replies: list[Any] = []
+        self._unsent: list[bytes] = []
+        self._heard = False
+        self._silent = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._trouble: BaseException | None = None
+        self.closed = False
+
+    # -- out
+
+    def send(self, data: bytes, request: Request) -> None:
+        """Send packed commands, ``request.want`` in number. It goes out with all else of this turn of the loop."""
+        if self.closed:
+            request.lost(unavailable(self._host, self._trouble or "the connection is closed"))
+            return
+        self._requests.append(request)
+        self.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Send commands whose replies are pushes (SUBSCRIBE and its like)."""
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(data)
+
+    async def call(self, *commands: tuple[bytes | str | int, ...]) -> list[Any]:
+        """Send commands and wait for their replies.
+
+        Raises:
+            TransportUnavailable: The connection ended first.
+        """
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        self.send(b"".join([pack(*command) for command in commands]), _Call(len(commands), future))
+        return await future
+
+    def _flush(self) -> None:
+        if self._transport is not None and not self.closed:
+            self._transport.write(b"".join(self._unsent))
+        self._unsent.clear()
+
+    @property
+    def idle(self) -> bool:
+        """Whether every reply has come."""
+        return not self._requests
+
+    # -- in
+
+    def listen(self, on_push: Callable[[list[Any]], None]) -> None:
+        """From now on the server only pushes, and each push goes to ``on_push``."""
+        self._on_push = on_push
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        reader, requests, on_push = self._reader, self._requests, self._on_push
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not _NOTHING:
+                if on_push is not None:
+                    on_push(reply)
+                    continue
+                if not requests:
+                    raise hiredis.ProtocolError(f"a reply nobody asked for: {reply!r}")
+                request = requests[0]
+                if request.want == 1:
+                    requests.popleft()
+                    request.answered([reply])
+                    continue
+                self._replies.append(reply)
+                if len(self._replies) == request.want:
+                    replies, self._replies = self._replies, []
+                    requests.popleft()
+                    request.answered(replies)
+        except hiredis.ProtocolError as error:
+            self.drop(error)
+
+    # -- life
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if not isinstance(transport, asyncio.Transport) and not hasattr(transport, "write"):
+            raise TypeError(f"not a stream transport: {transport!r}")
+        self._transport = transport  # type: ignore[assignment]
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+                if hasattr(socket, option):
+                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        self._timer = self._loop.call_later(self._deadline / 4, self._watch)
+
+    def _watch(self) -> None:
+        if self._heard or not self._requests:
+            self._silent = 0.0
+        else:
+            self._silent += self._deadline / 4
+        self._heard = False
+        if self._silent >= self._deadline:
+            self.drop(TimeoutError(f"no reply for {self._deadline:g} s"))
+        else:
+            self._timer = self._loop.call_later(self._deadline / 4, self._watch)
+
+    def drop(self, cause: BaseException | None = None) -> None:
+        """End the connection now."""
+        self._trouble = self._trouble or cause
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.closed = True
+        self._transport = None
+        error = unavailable(
+            self._host, self._trouble or exc or ConnectionResetError("the server closed the connection")
+        )
+        requests, self._requests = self._requests, deque()
+        for request in requests:
+            request.lost(error)
+        self._on_lost(error)
+
+    def abandon(self) -> None:
+        """Let go of the socket without a word, for a forked child or a closed loop."""
+        transport, self._transport, self.closed = self._transport, None, True
+        sock = transport.get_extra_info("socket") if transport is not None else None
+        if sock is None or sock.fileno() < 0:
+            return
+        # The number stays taken, so that whoever still holds it cannot close a file opened later.
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, sock.fileno())
+        os.close(nowhere)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            del transport, sock
+
+
+async def connect(
+    host: Host, *, name: str, deadline: float, on_lost: Callable[[TransportUnavailable], None]
+) -> Connection:
+    """Connect and log in.
+
+    Raises:
+        TransportUnavailable: The server does not answer, or not yet.
+        ConfigurationError: It never will: wrong password, no permission, no such database.
+    """
+    loop = asyncio.get_running_loop()
+    connection: Connection | None = None
+
+    def factory() -> Connection:
+        return Connection(host, deadline, on_lost)
+
+    try:
+        async with asyncio.timeout(deadline):
+            if host.path:
+                _, connection = await loop.create_unix_connection(factory, host.path)
+            else:
+                _, connection = await loop.create_connection(
+                    factory, host.host, host.port, ssl=host.context()
+                )
+            await _log_in(connection, host, name)
+    except BaseException as error:
+        if connection is not None:
+            connection.drop()
+        if isinstance(error, TimeoutError):
+            raise unavailable(host, TimeoutError(f"no answer in {deadline:g} s")) from error
+        if isinstance(error, OSError) and not isinstance(error, TransportUnavailable):
+            raise unavailable(host, error) from error
+        raise
+    return connection
+
+
+async def _log_in(connection: Connection, host: Host, name: str) -> None:
+    commands: list[tuple[bytes | str | int, ...]] = []
+    if host.password is not None:
+        commands.append(("AUTH", host.username, host.password) if host.username else ("AUTH", host.password))
+    if host.db:
+        commands.append(("SELECT", host.db))
+    commands.append(("PING",))
+    replies = await connection.call(*commands, ("CLIENT", "SETNAME", name))
+    for reply in replies[:-1]:  # a server that forbids CLIENT SETNAME is still of use
+        if isinstance(reply, ReplyError):
+            raise_refused(host, reply)
+
+
+def raise_refused(host: Host, reply: Exception) -> None:
+    """Raise what a refusal during the log-in means."""
+    if str(reply).startswith(_FATAL):
+        raise ConfigurationError(
+            f"Redis at {host.address} refuses us: {reply}. Check the user, password, permissions and database "
+            "number in hosts"
+        ) from reply
+    raise unavailable(host, reply)

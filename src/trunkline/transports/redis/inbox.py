@@ -1,0 +1,117 @@
+"""What was posted to this node and not consumed yet, channel by channel, and telling the server what was.
+
+Rules of this room: the server counts what is posted, the owner what is consumed; each report has a number, so that
+none counts twice. When the server may have lost count, the owner tells it the truth for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+
+from ...transport import Arrivals
+from .outbox import Outbox, ScriptOp
+from .scripts import TAKEN, TRUTH
+
+__all__ = ["Inbox", "pack_post"]
+
+#: Seconds that a report of consumed frames may wait for others.
+_PATIENCE = 0.1
+
+_UNBOUNDED = 0xFFFFFFFF
+_CAPACITY = struct.Struct(">I")
+
+
+def pack_post(channel: str, capacity: int | None, frame: bytes) -> bytes:
+    """A posted frame with the channel it counts against."""
+    name = channel.encode()
+    return b"%c%b%b%b" % (
+        len(name),
+        name,
+        _CAPACITY.pack(_UNBOUNDED if capacity is None else capacity),
+        frame,
+    )
+
+
+class Inbox:
+    """The inbox of this node on one server.
+
+    Args:
+        keys: Log, sign of life and depths come first.
+    """
+
+    def __init__(self, outbox: Outbox, keys: tuple[bytes, ...], arrivals: Arrivals, ttl_ms: int) -> None:
+        self._outbox = outbox
+        self.keys = keys
+        self.ttl_ms = ttl_ms
+        self._arrivals = arrivals
+        self._waiting: dict[bytes, int] = {}
+        self._report_at: dict[bytes, int] = {}
+        self._taken: dict[bytes, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._doubt_until = 0.0
+
+    def deliver(self, body: bytes) -> None:
+        """Take in one posted frame."""
+        end = 1 + body[0]
+        channel = body[1:end]
+        (capacity,) = _CAPACITY.unpack_from(body, end)
+        self._waiting[channel] = self._waiting.get(channel, 0) + 1
+        self._report_at[channel] = max(capacity // 4, 1)
+        self._arrivals.deliver(body[end + 4 :])
+
+    def taken(self, channel: bytes, count: int) -> int:
+        """Count what was consumed; returns how much of it was not ours."""
+        waiting = self._waiting.get(channel, 0)
+        ours = min(waiting, count)
+        if ours:
+            taken = self._taken[channel] = self._taken.get(channel, 0) + ours
+            if waiting > ours:
+                self._waiting[channel] = waiting - ours
+            else:
+                del self._waiting[channel]
+            # A quarter of the room at once: a consumer that keeps up must not be refused for want of a report.
+            if taken >= self._report_at[channel]:
+                self.flush()
+            elif self._timer is None:
+                self._timer = self._outbox.loop.call_later(_PATIENCE, self.flush)
+            if channel not in self._waiting:
+                del self._report_at[channel]
+        return count - ours
+
+    def flush(self) -> None:
+        """Report now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._taken and self._outbox.flowing:
+            taken, self._taken = self._taken, {}
+            self._submit(TAKEN, taken)
+
+    def _submit(self, script: object, counts: dict[bytes, int]) -> None:
+        args: list[bytes | str | int] = [self.ttl_ms]
+        for channel, count in counts.items():
+            args += (channel, count)
+        self._outbox.submit(ScriptOp(self._outbox, script, self.keys[2:3], args, numbered=True))  # type: ignore[arg-type]
+
+    def doubt(self, seconds: float) -> None:
+        """The server may have lost count, or may do so in the next seconds."""
+        self._doubt_until = time.monotonic() + seconds
+        self.tell_truth()
+
+    def tell_truth(self) -> None:
+        """Replace the server's counts by ours if they are in doubt."""
+        if time.monotonic() < self._doubt_until and self._outbox.flowing:
+            self._taken.clear()
+            self._submit(TRUTH, self._waiting)
+
+    def forget(self) -> None:
+        """Everything was flushed."""
+        self._waiting.clear()
+        self._report_at.clear()
+        self._taken.clear()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

@@ -1,0 +1,254 @@
+"""What this node hears from one server: subscriptions, pushes, and the reading of logs after an interruption.
+
+Rules of this room: what to take, suppress or report is decided in ``continuity.Receiver``; here it gets its data.
+Pushes are handed on at once and never awaited; only reading logs is a task, one at a time and seldom.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ...continuity import Receiver
+from .clock import Clock
+from .connection import Connection, ReplyError, pack
+
+__all__ = ["Inflow"]
+
+log = logging.getLogger("trunkline.redis")
+
+#: Topics subscribed in one command, logs read in one trip, entries read from one log in one trip.
+_BATCH, _LOGS, _ENTRIES = 512, 64, 500
+
+#: Seconds that a topic stays subscribed after the last wish for it: groups are often left and joined again at once.
+LINGER = 1.0
+
+
+class _Subscription:
+    __slots__ = ("confirmed", "left")
+
+    def __init__(self, confirmed: asyncio.Future[None]) -> None:
+        self.confirmed = confirmed
+        self.left: float | None = None
+
+
+class Inflow:
+    """The way in from one server.
+
+    Args:
+        deliver: Gets (topic, body) in order.
+        gap: Gets topics that lost frames for good.
+        other: Gets (channel, data) of channels that are not topics.
+    """
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        clock: Clock,
+        *,
+        others: tuple[bytes, ...],
+        deliver: Callable[[bytes, bytes], None],
+        gap: Callable[[bytes], None],
+        other: Callable[[bytes, bytes], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.receiver = receiver
+        self._clock = clock
+        self._others = others
+        self._deliver, self._gap, self._other = deliver, gap, other
+        self._subscriptions: dict[bytes, _Subscription] = {}
+        self._pushes: Connection | None = None
+        self._commands: Connection | None = None
+        self._unwritten: list[bytes] = []
+        self._unconfirmed: set[bytes] = set()
+        self._all_confirmed: asyncio.Future[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        #: Something was pushed since this was last set to False.
+        self.heard = False
+
+    # -- subscriptions
+
+    async def subscribe(self, topic: bytes) -> None:
+        """Return when the server has confirmed; an outage is waited out."""
+        subscription = self._subscriptions.get(topic)
+        if subscription is None:
+            subscription = self.want(topic, int((self._clock.now() - self._clock.error) * 1000))
+        else:
+            subscription.left = None
+            self.receiver.mute(topic, False)
+        if not subscription.confirmed.done():
+            await asyncio.shield(subscription.confirmed)
+
+    def want(self, topic: bytes, since_ms: int) -> _Subscription:
+        """Subscribe as soon as there is a connection, and then again after each new one."""
+        subscription = self._subscriptions[topic] = _Subscription(self._loop.create_future())
+        self.receiver.join(topic, since_ms)
+        if not self._unwritten:
+            self._loop.call_soon(self._write)
+        self._unwritten.append(topic)
+        return subscription
+
+    def _write(self) -> None:
+        topics, self._unwritten = self._unwritten, []
+        if self._pushes is not None:
+            for start in range(0, len(topics), _BATCH):
+                self._pushes.write(pack("SUBSCRIBE", *topics[start : start + _BATCH]))
+
+    def unsubscribe(self, topic: bytes) -> None:
+        """Deliver no more of it; the server is told a little later."""
+        subscription = self._subscriptions.get(topic)
+        if subscription is None:
+            return
+        subscription.left = time.monotonic()
+        self.receiver.mute(topic)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(LINGER, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        now = time.monotonic()
+        left = [(topic, sub.left) for topic, sub in self._subscriptions.items() if sub.left is not None]
+        leaving = [topic for topic, at in left if at <= now - LINGER]
+        for topic in leaving:
+            del self._subscriptions[topic]
+            self.receiver.leave(topic)
+        if self._pushes is not None:
+            for start in range(0, len(leaving), _BATCH):
+                self._pushes.write(pack("UNSUBSCRIBE", *leaving[start : start + _BATCH]))
+        if len(left) > len(leaving):
+            oldest = min(at for _, at in left if at > now - LINGER)
+            self._sweeper = self._loop.call_later(max(oldest + LINGER - now, 0.01), self._sweep)
+
+    # -- pushes
+
+    def _pushed(self, reply: Any) -> None:
+        self.heard = True
+        if isinstance(reply, ReplyError):
+            log.error("the server refuses a subscription: %s", reply)
+            return
+        kind = reply[0]
+        if kind == b"message":
+            topic, data = reply[1], reply[2]
+            body = self.receiver.push(topic, data)
+            if body is not None:
+                self._deliver(topic, body)
+            elif topic in self._others:
+                self._other(topic, data)
+            elif self.receiver.recovering:
+                self.read_logs()
+        elif kind == b"subscribe":
+            subscription = self._subscriptions.get(reply[1])
+            if subscription is not None and not subscription.confirmed.done():
+                subscription.confirmed.set_result(None)
+            if self._unconfirmed:
+                self._unconfirmed.discard(reply[1])
+                waiter = self._all_confirmed
+                if not self._unconfirmed and waiter is not None and not waiter.done():
+                    waiter.set_result(None)
+
+    async def resume(self, pushes: Connection, commands: Connection) -> None:
+        """Subscribe to all again over new connections; returns when all is confirmed."""
+        topics = [*self._others, *self._subscriptions]
+        self._unwritten = []
+        self._pushes, self._commands = pushes, commands
+        self._unconfirmed = set(topics)
+        self._all_confirmed = self._loop.create_future()
+        pushes.listen(self._pushed)
+        for start in range(0, len(topics), _BATCH):
+            pushes.write(pack("SUBSCRIBE", *topics[start : start + _BATCH]))
+        await self._all_confirmed
+
+    def broken(self, error: Exception) -> None:
+        """A connection ended while ``resume`` may be waiting for it."""
+        if self._all_confirmed is not None and not self._all_confirmed.done():
+            self._all_confirmed.set_exception(error)
+            self._all_confirmed.exception()
+
+    def interrupt(self) -> None:
+        """The connections are gone."""
+        self._pushes = self._commands = None
+        self._stop_reading()
+
+    def fail(self, error: Exception) -> None:
+        """It will not come back: tell whoever waits, leave nothing behind."""
+        self.interrupt()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for subscription in self._subscriptions.values():
+            if not subscription.confirmed.done():
+                subscription.confirmed.set_exception(error)
+                subscription.confirmed.exception()
+
+    # -- logs
+
+    def read_logs(self) -> None:
+        """Read what the receiver wants to know, in the background."""
+        if self._reading is None and self._commands is not None and self.receiver.recovering:
+            self._reading = self._loop.create_task(
+                self._recover(self._commands), name="trunkline redis catch-up"
+            )
+            self._reading.add_done_callback(self._read)
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _read(self, task: asyncio.Task[None]) -> None:
+        if task is self._reading:
+            self._reading = None
+        if not task.cancelled() and (error := task.exception()) is not None and self._commands is not None:
+            log.warning("reading logs failed, connecting anew: %s", error)
+            self._commands.drop(error)
+
+    async def _recover(self, commands: Connection) -> None:
+        receiver = self.receiver
+        while receiver.recovering:
+            wanted = receiver.reads(int(self._clock.now() * 1000))
+            for start in range(0, len(wanted), _LOGS):
+                await self._read_some(commands, wanted[start : start + _LOGS])
+            outcome = receiver.settle(time.monotonic())
+            for topic in dict.fromkeys(outcome.gaps):
+                self._gap(topic)
+            for topic, body in outcome.deliver:
+                self._deliver(topic, body)
+            if outcome.again:
+                await asyncio.sleep(outcome.again)
+
+    async def _read_some(self, commands: Connection, wanted: list[tuple[bytes, int]]) -> None:
+        starts = [(topic, str(since).encode()) for topic, since in wanted]
+        while starts:
+            replies = await commands.call(
+                *[("XRANGE", topic, start, "+", "COUNT", _ENTRIES) for topic, start in starts]
+            )
+            following = []
+            for (topic, _), entries in zip(starts, replies, strict=True):
+                if isinstance(entries, ReplyError):
+                    raise entries
+                for entry_id, fields in entries:
+                    self.receiver.read(topic, _entry(entry_id), fields[1])
+                if len(entries) == _ENTRIES:
+                    following.append((topic, b"(" + entries[-1][0]))
+            starts = following
+
+    async def audit(self, commands: Connection) -> None:
+        """Look at the last entry of the logs of quiet topics: was everything heard?"""
+        quiet = self.receiver.quiet()
+        for start in range(0, len(quiet), _BATCH):
+            chunk = quiet[start : start + _BATCH]
+            replies = await commands.call(*[("XREVRANGE", topic, "+", "-", "COUNT", 1) for topic in chunk])
+            clock_ms = int(self._clock.now() * 1000)
+            for topic, entries in zip(chunk, replies, strict=True):
+                if entries and not isinstance(entries, ReplyError):
+                    entry_id, fields = entries[0]
+                    self.receiver.audit(topic, _entry(entry_id), fields[1], clock_ms)
+        self.read_logs()
+
+
+def _entry(entry_id: bytes) -> tuple[int, int]:
+    ms, _, number = entry_id.partition(b"-")
+    return int(ms), int(number)

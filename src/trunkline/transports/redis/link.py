@@ -1,0 +1,415 @@
+"""The link to one server: one supervisor that keeps two connections, one for commands and one for pushes.
+
+Rules of this room: all trouble ends in one place, ``_lost``, and is mended in one place, ``_run``. After a connection
+comes back, in this order: subscribe to all, show a sign of life, send what is unanswered, read the logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...continuity import Receiver, Sender
+from ...errors import ConfigurationError, TransportUnavailable
+from ...transport import Arrivals
+from .clock import Clock
+from .connection import Connection, ReplyError, connect, raise_refused, unavailable
+from .hosts import Host
+from .inbox import Inbox
+from .inflow import Inflow
+from .outbox import Op, Outbox
+from .readers import Readers
+from .scripts import ALL
+from .topology import Names
+
+__all__ = ["Link", "Pace"]
+
+log = logging.getLogger("trunkline.redis")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often what is done; in seconds."""
+
+    #: A sign of life, and a probe of the push connection when it was silent as long.
+    heartbeat: float = 5.0
+    #: A node without a sign of life for so long is dead.
+    life: float = 15.0
+    #: The ends of quiet logs are looked at, against anything nobody thought of.
+    audit: float = 30.0
+    #: Answered frames are kept, for a server that loses what it answered.
+    window: float = 5.0
+    #: A frame that is missing in its log is waited for: its sender may be repeating it.
+    patience: float = 1.0
+    #: Longest pause between two attempts to connect. A server that comes back empty gets twice as long, so that the
+    #: other nodes are back before we send.
+    backoff: float = 0.5
+    #: Whether silence of the push connection is probed at all.
+    probe: bool = True
+
+
+class Link:
+    """One server, as seen by one node."""
+
+    def __init__(
+        self,
+        host: Host,
+        names: Names,
+        node: str,
+        arrivals: Arrivals,
+        *,
+        expiry: float,
+        deadline: float,
+        log_length: int,
+        pace: Pace,
+        on_disconnect: Callable[[str], None],
+        on_reconnect: Callable[[str], None],
+    ) -> None:
+        self.host, self.names, self._pace, self._deadline = host, names, pace, deadline
+        self._on_disconnect, self._on_reconnect = on_disconnect, on_reconnect
+        self._retention = expiry + 10
+        self.expiry = expiry
+        self._node = node
+        self.clock = Clock()
+        sid = os.urandom(8)
+        self.sid = sid.hex()
+        self._channel = names.node(node)
+        sender: Sender[Op] = Sender(sid, retention=self._retention, window=pace.window)
+        self.outbox = Outbox(host, sender, self.clock, log_length)
+        self._sender = sender
+        self.readers = Readers(self.outbox, names, self._channel, self.sid)
+        self.inbox = Inbox(self.outbox, names.post_keys(node, ""), arrivals, int((pace.life + expiry) * 1000))
+        self._arrivals = arrivals
+        #: Names of the topics we subscribe to, for those who are told of gaps.
+        self._topics: dict[bytes, str] = {}
+        #: Topics that have queues bound to them.
+        self.bound: set[str] = set()
+        self._bound_waiters: list[asyncio.Future[None]] = []
+        self._news = 0
+        self.inflow = Inflow(
+            Receiver(retention=self._retention, patience=pace.patience),
+            self.clock,
+            others=(self._channel, names.news),
+            deliver=self._deliver,
+            gap=self._gap,
+            other=self._hear,
+        )
+        self.inflow.want(self.inbox.keys[0], 0)
+        self._connections: list[Connection] = []
+        self._down: asyncio.Future[TransportUnavailable] = asyncio.get_running_loop().create_future()
+        self._run_id: object = None
+        #: The shared clock when surely everything pushed until then had been heard, and at the last heartbeat.
+        self._alive_ms = self._beat_ms = 0
+        self._probing = False
+        self._task: asyncio.Task[None] | None = None
+        self._open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._trouble: BaseException | None = None
+        self.up = False
+
+    # -- life
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(), name=f"trunkline redis {self.host.address}"
+        )
+
+    async def opened(self) -> None:
+        """Wait for the first connection.
+
+        Raises:
+            ConfigurationError: It will never come.
+        """
+        await asyncio.shield(self._open)
+
+    async def close(self, error: Exception) -> None:
+        """Finish what is on its way, say good-bye, leave nothing behind."""
+        until = time.monotonic() + 1.0
+        while self.up and self.outbox.busy and time.monotonic() < until:  # noqa: ASYNC110 - once, at the end
+            await asyncio.sleep(0.005)
+        if self.up:
+            try:
+                await asyncio.wait_for(self._connections[0].call(("UNLINK", *self.inbox.keys[:3])), 1.0)
+            except (TransportUnavailable, TimeoutError):
+                log.info("%s was gone before we could say good-bye", self.host.address)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._disconnect()
+        self._fail(error)
+        await asyncio.sleep(0)  # the loop calls connection_lost
+
+    def unavailable(self) -> TransportUnavailable:
+        """Why it is not up."""
+        return unavailable(self.host, self._trouble or "no answer yet")
+
+    def abandon(self) -> None:
+        """Let go of sockets without a word."""
+        for connection in self._connections:
+            connection.abandon()
+
+    def _fail(self, error: Exception) -> None:
+        self.outbox.fail(error)
+        self.inflow.fail(error)
+        self.readers.fail(error)
+        self.inbox.close()
+        for future in (self._open, *self._bound_waiters):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()
+
+    # -- supervision
+
+    async def _run(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                await self._connect()
+                attempt = 0
+                trouble = await self._attend()
+            except ConfigurationError as error:
+                if not self._open.done():
+                    self._open.set_exception(error)
+                    self._open.exception()
+                    return
+                trouble = unavailable(self.host, error)
+            except TransportUnavailable as error:
+                trouble = error
+            except TimeoutError as error:
+                trouble = unavailable(self.host, error)
+            self._interrupt(trouble)
+            pause = min(0.02 * 2**attempt, self._pace.backoff) * random.uniform(0.5, 1.0)
+            attempt = min(attempt + 1, 10)
+            await asyncio.sleep(pause)
+
+    def _lost(self, error: TransportUnavailable) -> None:
+        if not self._down.done():
+            self._down.set_result(error)
+            self.inflow.broken(error)
+
+    def _disconnect(self) -> None:
+        for connection in self._connections:
+            connection.drop()
+        self._connections = []
+
+    def _interrupt(self, trouble: TransportUnavailable) -> None:
+        was_up, self.up = self.up, False
+        self._trouble = trouble.__cause__ or trouble
+        self._disconnect()
+        self.outbox.interrupt(self._trouble)
+        self.inflow.interrupt()
+        if was_up:
+            log.warning("lost %s: %s", self.host.address, trouble)
+            self._on_disconnect(self.host.address)
+
+    async def _connect(self) -> None:
+        self._down = asyncio.get_running_loop().create_future()
+        name = f"trunkline-{self._node}"
+        for kind in ("commands", "pushes"):
+            self._connections.append(
+                await connect(self.host, name=f"{name}-{kind}", deadline=self._deadline, on_lost=self._lost)
+            )
+        commands, pushes = self._connections
+        async with asyncio.timeout(self._deadline):
+            run_id = await self._introduce(commands)
+            first = self._run_id is None
+            forgetful = not first and (run_id != self._run_id or run_id == "unknown")
+            if not first:
+                self.inflow.receiver.interrupted(self._alive_ms - 5000, forgetful=forgetful)
+            await self.inflow.resume(pushes, commands)
+            known = await self._show_life(commands)
+        self._run_id = run_id
+        self._beat_ms = int(self.clock.now() * 1000)
+        if first:
+            self._alive_ms = self._beat_ms
+        if forgetful and not known:
+            await asyncio.sleep(2 * self._pace.backoff)
+        if forgetful or not (known or first):
+            self.inbox.doubt(30.0)
+        self.outbox.resume(commands, forgetful=forgetful)
+        self.inflow.read_logs()
+        self.readers.wake_all()
+        self.up = True
+        self._probing = False
+        if self._open.done():
+            log.info("%s is back", self.host.address)
+            self._on_reconnect(self.host.address)
+        else:
+            self._open.set_result(None)
+
+    async def _introduce(self, commands: Connection) -> str:
+        """Learn who the server is, teach it our scripts; returns what changes when it may have lost data."""
+        asked = time.monotonic()
+        replies = await commands.call(("TIME",))
+        if isinstance(replies[0], ReplyError):
+            raise unavailable(self.host, replies[0])
+        jump = self.clock.learn(replies[0], asked, time.monotonic())
+        if jump < -0.1:
+            self.inflow.receiver.rebase(int(self.clock.now() * 1000))
+        scripts = [("SCRIPT", "LOAD", script.text) for script in ALL]
+        info, *loaded = await commands.call(("INFO",), *scripts)
+        for reply in loaded:
+            if isinstance(reply, ReplyError):
+                raise_refused(self.host, reply)
+        if isinstance(info, ReplyError):
+            return "unknown"
+        facts = dict(line.partition(":")[::2] for line in info.decode(errors="replace").splitlines())
+        if facts.get("role", "master") != "master":
+            raise unavailable(
+                self.host, f"it is a replica of {facts.get('master_host')}, name the master in hosts"
+            )
+        if self._run_id is None and str(facts.get("maxmemory_policy")).startswith("allkeys"):
+            log.warning(
+                "%s may evict any key (maxmemory-policy %s): messages may be lost; set it to noeviction",
+                self.host.address,
+                facts["maxmemory_policy"],
+            )
+        return f"{facts.get('run_id')} {facts.get('master_replid')}"
+
+    async def _show_life(self, commands: Connection) -> bool:
+        """The sign of life; True when the server had the last one still."""
+        _, alive, depth = self.inbox.keys[:3]
+        ttl = int(self._pace.life * 1000)
+        now = int(self.clock.now() * 1000)
+        asked, news = time.monotonic(), self._news
+        time_, bound, was, *_ = await commands.call(
+            ("TIME",),
+            ("ZRANGEBYSCORE", self.names.bound, now, "+inf"),
+            ("SET", alive, self.sid, "PX", ttl, "GET"),
+            ("PEXPIRE", self.inbox.keys[0], self.inbox.ttl_ms),
+            ("PEXPIRE", depth, self.inbox.ttl_ms),
+        )
+        if isinstance(time_, list) and self.clock.learn(time_, asked, time.monotonic()) < -0.1:
+            self.inflow.receiver.rebase(int(self.clock.now() * 1000))
+        if isinstance(bound, list):
+            # What was bound since we asked is known from the news only.
+            known = set() if news == self._news else self.bound
+            self.bound = known | {topic.decode() for topic in bound}
+            self._tell_bound()
+        if not isinstance(was, ReplyError):
+            return was is not None
+        if str(was).startswith("ERR"):
+            raise ConfigurationError(
+                f"{self.host.address} is too old ({was}): Redis 6.2, or any Valkey, is needed"
+            )
+        if not str(was).startswith(("OOM", "MISCONF", "BUSY")):
+            raise unavailable(self.host, was)
+        return True  # it cannot say; it works and will remember us when it can
+
+    async def _attend(self) -> TransportUnavailable:
+        """Look after a link that works, until it does not."""
+        pace, down = self._pace, self._down
+        now = time.monotonic()
+        beat, audit, rotate = now + pace.heartbeat, now + pace.audit, now + 2 * self._retention
+        while True:
+            await asyncio.wait([down], timeout=pace.heartbeat * random.uniform(0.3, 0.5))
+            if down.done():
+                return down.result()
+            self.readers.wake_all()
+            now = time.monotonic()
+            self._sender.prune(now)
+            self.inbox.flush()
+            if now >= beat:
+                beat = now + pace.heartbeat
+                await self._beat()
+            if now >= audit:
+                audit = now + pace.audit
+                await self.inflow.audit(self._connections[0])
+            if now >= rotate:
+                rotate = now + 2 * self._retention
+                self.inflow.receiver.rotate()
+
+    async def _beat(self) -> None:
+        commands = self._connections[0]
+        if not await self._show_life(commands):
+            # It forgot us without going away: somebody emptied it. Logs made since then have no time to live.
+            self.inbox.doubt(30.0)
+            await commands.call(("PING",), *self.outbox.renew(self._retention))
+        self.inbox.tell_truth()
+        beat_ms, self._beat_ms = self._beat_ms, int(self.clock.now() * 1000)
+        if self.inflow.heard or not self._pace.probe:
+            self._alive_ms = beat_ms
+            self.inflow.heard = self._probing = False
+        elif self._probing:
+            raise unavailable(self.host, "the push connection is silent")
+        else:
+            self._probing = True
+            await commands.call(("PUBLISH", self._channel, b"P"))
+
+    # -- arrivals
+
+    def _deliver(self, topic: bytes, body: bytes) -> None:
+        if topic == self.inbox.keys[0]:
+            self.inbox.deliver(body)
+        else:
+            self._arrivals.deliver(body)
+
+    def _gap(self, topic: bytes) -> None:
+        if topic == self.inbox.keys[0]:
+            self.inbox.doubt(30.0)
+            self._arrivals.gap(None, f"{self.host.address} lost messages that were sent to this node")
+        else:
+            self._arrivals.gap(self._topics.get(topic), f"{self.host.address} lost messages")
+
+    def _hear(self, channel: bytes, data: bytes) -> None:
+        kind, text = data[:1], data[1:]
+        if kind == b"W":
+            self.readers.wake(text)
+        elif kind == b"B":
+            self.bound.add(text.decode())
+            self._tell_bound()
+        elif kind == b"F":
+            self.bound.clear()
+            self.inbox.forget()
+            self.outbox.forget_logs()
+
+    def _tell_bound(self) -> None:
+        self._news += 1
+        waiting, self._bound_waiters = self._bound_waiters, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def hear_of(self, topic: str) -> None:
+        """Wait until this node knows that the topic has bindings; then the others were told too."""
+        while topic not in self.bound:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._bound_waiters.append(future)
+            await future
+
+    async def flush(self) -> None:
+        """Forget all keys of the prefix but the signs of life."""
+        commands = self._connections[0] if self.up else None
+        if commands is None:
+            raise unavailable(self.host, "the connection is down")
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", self.names.root) + "{*"
+        cursor: bytes = b"0"
+        while True:
+            (reply,) = await commands.call(("SCAN", cursor, "MATCH", pattern, "COUNT", 1000))
+            if isinstance(reply, ReplyError):
+                raise unavailable(self.host, reply)
+            cursor, keys = reply
+            doomed = [key for key in keys if b"}a:" not in key]
+            if doomed:
+                await commands.call(("UNLINK", *doomed))
+            if cursor == b"0":
+                break
+        await commands.call(("PUBLISH", self.names.news, b"F"))
+
+    # -- topics
+
+    async def subscribe(self, topic: str) -> None:
+        wire = self.names.topic(topic)
+        self._topics[wire] = topic
+        await self.inflow.subscribe(wire)
+
+    def unsubscribe(self, topic: str) -> None:
+        wire = self.names.topic(topic)
+        self._topics.pop(wire, None)
+        self.inflow.unsubscribe(wire)

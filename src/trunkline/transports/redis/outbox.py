@@ -1,0 +1,416 @@
+"""What this node sends to one server, in order: nothing overtakes, nothing is forgotten while it may not have arrived.
+
+Rules of this room: every operation is idempotent by its number, so all that is unanswered is sent again, in order and
+before anything new, when a connection was lost or the server is in a state in which it refuses to work. What is not
+yet numbered waits in a bounded buffer and can still be withdrawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Any
+
+from ...continuity import VOID, Sender, Sent
+from ...errors import ChannelFull, TransportUnavailable
+from .clock import Clock
+from .connection import Connection, ReplyError, pack, unavailable
+from .hosts import Host
+from .scripts import ALL, POST, PUSH, Script
+
+__all__ = ["Op", "Outbox", "PlainOp", "Post", "Publish", "Push", "ScriptOp"]
+
+#: Refusals that pass: the server starts, saves its memory, runs a long script, changes its role.
+_PASSING = (
+    "LOADING", "OOM", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "NOSCRIPT", "READONLY",
+)  # fmt: skip
+
+MAX_WAITING = 10_000
+MAX_WAITING_BYTES = 16 << 20
+
+
+class Op(Sent):
+    """One operation and the future its caller waits for."""
+
+    __slots__ = ("expires", "future", "outbox", "want")
+
+    def __init__(self, outbox: Outbox, topic: bytes | None, body: bytes, ttl: float) -> None:
+        super().__init__(topic, body)
+        self.want = 1
+        self.outbox = outbox
+        self.expires = time.monotonic() + ttl
+        self.future: asyncio.Future[Any] = outbox.loop.create_future()
+
+    def commands(self) -> bytes:
+        """The packed commands; ``want`` says how many."""
+        raise NotImplementedError
+
+    def conclude(self, replies: list[Any]) -> Any:
+        """What the caller gets; or raise."""
+        return replies[-1]
+
+    def answered(self, replies: list[Any]) -> None:
+        self.outbox.answered(self, replies)
+
+    def lost(self, error: TransportUnavailable) -> None:
+        """Nothing to do: the outbox sends it again."""
+
+
+class Publish(Op):
+    """Append to the topic's log and push to whoever listens."""
+
+    __slots__ = ("bindings", "retention")
+
+    def __init__(
+        self, outbox: Outbox, topic: bytes, body: bytes, ttl: float, retention: float, bindings: bytes | None
+    ) -> None:
+        super().__init__(outbox, topic, body, ttl)
+        self.retention = retention
+        self.bindings = bindings
+
+    def commands(self) -> bytes:
+        outbox, topic = self.outbox, self.topic
+        frame = outbox.sender.frame(self)
+        oldest = str(int((outbox.clock.now() - self.retention) * 1000))
+        # The log first: whatever was pushed can then be read.
+        packed = [
+            pack(b"XADD", topic or b"", b"MINID", b"~", oldest, b"*", b"d", frame),
+            pack(b"PUBLISH", topic or b"", frame),
+            *outbox.upkeep(topic or b"", self.retention),
+        ]
+        if self.bindings is not None:
+            packed.append(pack(b"HGETALL", self.bindings))
+        self.want = len(packed)
+        return b"".join(packed)
+
+    def conclude(self, replies: list[Any]) -> Any:
+        return replies[-1] if self.bindings is not None else None
+
+
+class ScriptOp(Op):
+    """Run a script whose arguments are known beforehand, but for its own number."""
+
+    __slots__ = ("_args", "_keys", "_script", "numbered")
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        script: Script,
+        keys: tuple[bytes, ...],
+        args: list[bytes | str | int],
+        *,
+        ttl: float = float("inf"),
+        numbered: bool = False,
+    ) -> None:
+        super().__init__(outbox, None, b"", ttl)
+        self._script, self._keys, self._args = script, keys, args
+        self.numbered = numbered
+
+    def commands(self) -> bytes:
+        number: tuple[int, ...] = (self.seq,) if self.numbered else ()
+        return pack(b"EVALSHA", self._script.sha, len(self._keys), *self._keys, *number, *self._args)
+
+
+class PlainOp(Op):
+    """One command that may be done twice without harm."""
+
+    __slots__ = ("_command",)
+
+    def __init__(self, outbox: Outbox, *command: bytes | str | int, ttl: float = float("inf")) -> None:
+        super().__init__(outbox, None, b"", ttl)
+        self._command = command
+
+    def commands(self) -> bytes:
+        return pack(*self._command)
+
+
+class Post(Op):
+    """Post to a node's inbox."""
+
+    __slots__ = ("_keys", "capacity", "channel", "retention")
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        keys: tuple[bytes, ...],
+        body: bytes,
+        channel: str,
+        capacity: int | None,
+        ttl: float,
+        retention: float,
+    ) -> None:
+        super().__init__(outbox, keys[0], body, ttl)
+        self._keys = keys
+        self.channel, self.capacity, self.retention = channel, capacity, retention
+
+    def commands(self) -> bytes:
+        sender = self.outbox.sender
+        capacity = -1 if self.capacity is None else self.capacity
+        if self.flags & VOID:
+            capacity = 0  # it was refused or given up: only its place in the chain is filled
+        return pack(
+            b"EVALSHA", POST.sha, 5, *self._keys, sender.frame(self), sender.void(self), self.channel, capacity,
+            int((self.outbox.clock.now() - self.retention) * 1000), self.seq, sender.floor,
+            int(self.retention * 1000) + 60_000,
+        )  # fmt: skip
+
+    def conclude(self, replies: list[Any]) -> Any:
+        if replies[0] == b"OK":
+            return True
+        if replies[0] == b"GONE":
+            if self.topic is not None:
+                self.outbox.sender.forget(self.topic)
+            self.topic = None  # and never to be replayed
+            return False
+        self.outbox.sender.give_up(self)
+        raise ChannelFull(
+            f"channel {self.channel!r} holds {self.capacity} messages, as many as its capacity allows"
+        )
+
+
+class Push(Op):
+    """Append to a shared queue."""
+
+    __slots__ = ("_keys", "capacity", "queue", "ttl")
+
+    def __init__(
+        self, outbox: Outbox, keys: tuple[bytes, ...], queue: str, frame: bytes, capacity: int, ttl: float
+    ) -> None:
+        super().__init__(outbox, None, b"+" + frame, ttl)
+        self._keys = keys
+        self.queue, self.capacity, self.ttl = queue, capacity, ttl
+
+    def commands(self) -> bytes:
+        ttl = max(int(self.ttl * 1000), 1)
+        return pack(
+            b"EVALSHA", PUSH.sha, 5, *self._keys,
+            self.body, self.capacity, ttl, self.seq, self.outbox.sender.floor, ttl + 60_000,
+        )  # fmt: skip
+
+    def conclude(self, replies: list[Any]) -> Any:
+        if replies[0] == b"OK":
+            return True
+        raise ChannelFull(
+            f"queue {self.queue!r} holds {self.capacity} messages, as many as its capacity allows"
+        )
+
+
+class Outbox:
+    """The way out to one server: *flowing*, *stalled* (connected, but the server refuses) or *down*."""
+
+    #: Seconds between two attempts at a server that refuses.
+    PAUSE = 0.05
+
+    def __init__(self, host: Host, sender: Sender[Op], clock: Clock, log_length: int) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.sender = sender
+        self.clock = clock
+        self._host = host
+        self._log_length = log_length
+        self._connection: Connection | None = None
+        self.flowing = False
+        self._trial: Op | None = None
+        self._trouble: BaseException | str = "not connected yet"
+        self._waiting: deque[Op] = deque()
+        self._waiting_bytes = 0
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._logs: dict[bytes, list[float]] = {}
+
+    # -- in
+
+    def submit(self, op: Op) -> None:
+        """Send it, or keep it until it can be sent.
+
+        Raises:
+            TransportUnavailable: The server cannot be reached, and as much is waiting as may wait.
+        """
+        if self.flowing:
+            self._send_new(op)
+            return
+        if len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES:
+            self._waiting = deque(waiting for waiting in self._waiting if not waiting.future.cancelled())
+            self._waiting_bytes = sum(len(waiting.body) for waiting in self._waiting)
+            if len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES:
+                raise unavailable(self._host, self._trouble)
+        self._waiting.append(op)
+        self._waiting_bytes += len(op.body)
+        self._arm()
+
+    def _send_new(self, op: Op) -> None:
+        self.sender.number(op, int(self.clock.now() * 1000))
+        if self._connection is not None:
+            self._connection.send(op.commands(), op)
+
+    def upkeep(self, topic: bytes, retention: float) -> list[bytes]:
+        """Commands that keep a log from living or growing for ever: seldom any."""
+        now = time.monotonic()
+        log = self._logs.get(topic)
+        if log is None:
+            if len(self._logs) > 1000:
+                self._logs = {name: log for name, log in self._logs.items() if log[0] > now}
+            log = self._logs[topic] = [0.0, 0.0]
+        packed = []
+        log[1] += 1
+        if log[1] * 8 >= self._log_length:
+            log[1] = 0
+            packed.append(pack(b"XTRIM", topic, b"MAXLEN", b"~", self._log_length))
+        if now >= log[0]:
+            log[0] = now + retention / 4
+            packed.append(pack(b"PEXPIRE", topic, int(retention * 1000) + 10_000))
+        return packed
+
+    def renew(self, retention: float) -> list[tuple[bytes | str | int, ...]]:
+        """Commands that give every log its time to live again, for a server that may have made them anew."""
+        return [("PEXPIRE", topic, int(retention * 1000) + 10_000) for topic in self._logs]
+
+    def forget_logs(self) -> None:
+        """The server lost its logs: look after each from its next frame on."""
+        self._logs.clear()
+
+    # -- answers
+
+    def answered(self, op: Op, replies: list[Any]) -> None:
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                self._refused(op, reply)
+                return
+        future = op.future
+        try:
+            result = op.conclude(replies)
+        except ChannelFull as error:
+            if not future.done():
+                future.set_exception(error)
+        else:
+            if not future.done():
+                future.set_result(result)
+        self.sender.answer(op, time.monotonic())
+        if op is self._trial:
+            self._trial = None
+            self._flow(after=op)
+
+    def _refused(self, op: Op, reply: Exception) -> None:
+        text = str(reply)
+        self._trouble = reply
+        if op is self._trial:
+            self._trial = None
+            self.loop.call_later(self.PAUSE, self._try)
+        if not text.startswith(_PASSING):
+            if op.topic is not None:
+                self.sender.forget(op.topic)
+                op.topic = None
+            self.sender.answer(op, time.monotonic())
+            if not op.future.done():
+                op.future.set_exception(unavailable(self._host, reply))
+            return
+        if self.flowing:
+            self.flowing = False
+            self._arm()
+            self.loop.call_later(self.PAUSE, self._try)
+        if text.startswith("READONLY") and self._connection is not None:
+            self._connection.drop(reply)
+
+    # -- stalls and outages
+
+    def _try(self) -> None:
+        """Send the oldest unanswered operation; the others follow when it gets through."""
+        connection = self._connection
+        if connection is None or self.flowing or self._trial is not None:
+            return
+        if not connection.idle:
+            self.loop.call_later(self.PAUSE, self._try)
+            return
+        if str(self._trouble).startswith("NOSCRIPT"):
+            for script in ALL:
+                connection.send(pack("SCRIPT", "LOAD", script.text), _Unheeded())
+        unanswered = self.sender.unanswered()
+        if unanswered:
+            self._trial = unanswered[0]
+            connection.send(self._trial.commands(), self._trial)
+        else:
+            self._flow()
+
+    def _flow(self, after: Op | None = None) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        self.flowing = True
+        for op in self.sender.unanswered():
+            if op is not after:
+                connection.send(op.commands(), op)
+        waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
+        for op in waiting:
+            if not op.future.done():
+                self._send_new(op)
+
+    def resume(self, connection: Connection, *, forgetful: bool) -> None:
+        """Go on over a new connection. ``forgetful``: the server may have lost what it answered."""
+        self._connection = connection
+        self._trial = None
+        if forgetful:
+            self.sender.replay()
+            self.forget_logs()
+        self._flow()
+
+    def interrupt(self, trouble: BaseException) -> None:
+        """The connection is gone."""
+        self._connection = None
+        self.flowing = False
+        self._trial = None
+        self._trouble = trouble
+        self._arm()
+
+    def fail(self, error: Exception) -> None:
+        """Nothing will be sent any more: tell whoever waits."""
+        self._connection = None
+        self.flowing = False
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for op in (*self.sender.unanswered(), *self._waiting):
+            if not op.future.done():
+                op.future.set_exception(error)
+                op.future.exception()
+        self._waiting.clear()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is not answered yet."""
+        return bool(self._waiting or self.sender.unanswered())
+
+    def _arm(self) -> None:
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(0.1, self._sweep)
+
+    def _sweep(self) -> None:
+        """Give up what has waited for its whole life."""
+        self._sweeper = None
+        if self.flowing:
+            return
+        now = time.monotonic()
+        if any(op.expires <= now for op in self._waiting):
+            for op in self._waiting:
+                if op.expires <= now and not op.future.done():
+                    op.future.set_exception(unavailable(self._host, self._trouble))
+            self._waiting = deque(op for op in self._waiting if op.expires > now)
+            self._waiting_bytes = sum(len(op.body) for op in self._waiting)
+        for op in self.sender.unanswered():
+            if op.expires <= now and not op.future.done():
+                # It may have been carried: only the answer may be missing. It is not sent again.
+                op.future.set_exception(unavailable(self._host, self._trouble))
+                if op.topic is None:
+                    self.sender.answer(op, now)
+                else:
+                    self.sender.give_up(op)
+        self._arm()
+
+
+class _Unheeded:
+    """A request whose replies matter to nobody: what depends on it is refused again if it failed."""
+
+    want = 1
+
+    def answered(self, replies: list[Any]) -> None:
+        pass
+
+    def lost(self, error: TransportUnavailable) -> None:
+        pass

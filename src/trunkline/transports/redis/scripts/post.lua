@@ -1,0 +1,33 @@
+-- Post one frame to a node, counting it against its channel. Answers OK, FULL or GONE.
+-- KEYS inbox, alive, depth, last, refused
+-- ARGV frame, void frame, channel, capacity (-1: none), oldest id to keep, seq, floor, ttl ms
+local seq = tonumber(ARGV[6])
+if tonumber(redis.call('GET', KEYS[4]) or '0') >= seq then
+  -- Done before, only the answer was lost.
+  return redis.call('LPOS', KEYS[5], ARGV[6]) and 'FULL' or 'OK'
+end
+if redis.call('EXISTS', KEYS[2]) == 0 then
+  if redis.call('PUBSUB', 'NUMSUB', KEYS[1])[2] == 0 then return 'GONE' end
+  -- The owner listens, but the server has forgotten it: what is made here must not stay for ever.
+  redis.call('HINCRBY', KEYS[3], '@batch', 0)
+  redis.call('PEXPIRE', KEYS[3], ARGV[8])
+end
+redis.call('SET', KEYS[4], ARGV[6], 'PX', ARGV[8])
+local capacity = tonumber(ARGV[4])
+local frame, answer = ARGV[1], 'OK'
+if capacity >= 0 and tonumber(redis.call('HGET', KEYS[3], ARGV[3]) or '0') >= capacity then
+  frame, answer = ARGV[2], 'FULL'
+  local first = redis.call('LINDEX', KEYS[5], 0)
+  while first and tonumber(first) < tonumber(ARGV[7]) do
+    redis.call('LPOP', KEYS[5])
+    first = redis.call('LINDEX', KEYS[5], 0)
+  end
+  redis.call('RPUSH', KEYS[5], ARGV[6])
+  redis.call('PEXPIRE', KEYS[5], ARGV[8])
+else
+  redis.call('HINCRBY', KEYS[3], ARGV[3], 1)
+end
+redis.call('XADD', KEYS[1], 'MINID', '~', ARGV[5], '*', 'd', frame)
+if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[8]) end
+redis.call('PUBLISH', KEYS[1], frame)
+return answer

@@ -1,0 +1,304 @@
+"""The transport contract over one or several servers: each name belongs to one of them, each has its own link."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from ...errors import ConfigurationError, LayerClosed, TransportUnavailable
+from ...transport import Arrivals, Transport
+from .hosts import Host, parse_hosts
+from .inbox import pack_post
+from .link import Link, Pace
+from .outbox import Op, PlainOp, Post, Publish, Push, ScriptOp
+from .scripts import BIND
+from .topology import Names, owners, partition
+
+__all__ = ["RedisTransport"]
+
+log = logging.getLogger("trunkline.redis")
+
+
+class RedisTransport(Transport):
+    """Carries frames over Redis 6.2 or newer, or Valkey.
+
+    Args:
+        hosts: The servers: a list of URLs, (host, port) pairs or dicts. Names are spread over them.
+        prefix: What all key names begin with: two prefixes never meet.
+        expiry: Seconds that frames are of interest; logs reach back a little longer.
+        connect_timeout: Seconds that ``open`` goes on trying.
+        deadline: Seconds that a server may owe an answer before its connection is dropped.
+        read_hosts: Servers that names are still, or already, read from while ``hosts`` is being changed.
+        log_length: Frames kept for one topic at most, roughly; a shorter log shortens the outages that lose nothing.
+        on_disconnect: Called when a connection is lost, with the server's address if it takes an argument.
+        on_reconnect: Called when it is back.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+    """
+
+    def __init__(
+        self,
+        hosts: Any = None,
+        *,
+        prefix: str = "asgi",
+        expiry: float = 60.0,
+        connect_timeout: float = 10.0,
+        deadline: float = 5.0,
+        read_hosts: Any = None,
+        log_length: int = 10_000,
+        on_disconnect: Callable[..., Any] | None = None,
+        on_reconnect: Callable[..., Any] | None = None,
+        _pace: Pace | None = None,
+    ) -> None:
+        self._hosts = parse_hosts(hosts)
+        self._read_hosts = [] if read_hosts is None else parse_hosts(read_hosts, "read_hosts")
+        if not isinstance(prefix, str) or not prefix or "{" in prefix:
+            raise ConfigurationError(f"prefix is a str that is not empty and has no '{{', not {prefix!r}")
+        self._prefix = prefix
+        self._expiry = _positive("expiry", expiry)
+        self._connect_timeout = _positive("connect_timeout", connect_timeout)
+        self._deadline = _positive("deadline", deadline)
+        self._log_length = int(_positive("log_length", log_length))
+        self._on_disconnect = _hook("on_disconnect", on_disconnect)
+        self._on_reconnect = _hook("on_reconnect", on_reconnect)
+        self._pace = _pace or Pace()
+        self._node = ""
+        self._links: list[Link] = []
+        self._writes: list[Link] = []
+        self._reads: list[tuple[Link, ...]] = []
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """Make one from ``redis://[user:password@]host[:port][/database][?option=value]``.
+
+        Schemes: redis, rediss, valkey, valkeys, unix. Options are those of the constructor and of a host.
+        """
+        parts = urlsplit(url)
+        known = inspect.signature(cls.__init__).parameters
+        for_host = []
+        for key, value in parse_qsl(parts.query):
+            if key in known and key not in ("hosts", "read_hosts", "on_disconnect", "on_reconnect", "_pace"):
+                options.setdefault(key, value if key == "prefix" else _parse_number(key, value))
+            else:
+                for_host.append((key, value))
+        return cls([urlunsplit(parts._replace(query=urlencode(for_host)))], **options)
+
+    def __repr__(self) -> str:
+        servers = ", ".join(host.address for host in self._hosts)
+        return f"<RedisTransport {servers} prefix={self._prefix!r} {'open' if self._links else 'closed'}>"
+
+    # -- life
+
+    async def open(self, node: str, arrivals: Arrivals) -> None:
+        self._node = node
+        for host in self._hosts + self._read_hosts:
+            if host.sentinels:
+                raise ConfigurationError(
+                    f"Sentinel ({host.master_name}) arrives in the next version: name the master itself in hosts"
+                )
+            host.context()  # a wrong certificate file is told now, not in the background
+        by_identity = {host.identity: host for host in self._hosts + self._read_hosts}
+        links = {identity: self._make_link(host, arrivals) for identity, host in by_identity.items()}
+        self._links = list(links.values())
+        self._writes, self._reads = self._route(links)
+        for link in self._links:
+            link.start()
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                for link in self._links:
+                    await link.opened()
+        except TimeoutError:
+            late = next(link for link in self._links if not link.up)
+            await self.close()
+            raise late.unavailable() from None
+        except BaseException:
+            await self.close()
+            raise
+
+    def _make_link(self, host: Host, arrivals: Arrivals) -> Link:
+        return Link(
+            host,
+            Names(self._prefix, host.db),
+            self._node,
+            arrivals,
+            expiry=self._expiry,
+            deadline=self._deadline,
+            log_length=self._log_length,
+            pace=self._pace,
+            on_disconnect=self._on_disconnect,
+            on_reconnect=self._on_reconnect,
+        )
+
+    def _route(self, links: dict[str, Link]) -> tuple[list[Link], list[tuple[Link, ...]]]:
+        identities = [host.identity for host in self._hosts]
+        writes = [links[identities[place]] for place in owners(identities)]
+        olds = [host.identity for host in self._read_hosts]
+        also = [links[olds[place]] for place in owners(olds)] if olds else writes
+        return writes, [tuple(dict.fromkeys(pair)) for pair in zip(writes, also, strict=True)]
+
+    async def close(self) -> None:
+        links, self._links = self._links, []
+        self._writes, self._reads = [], []
+        await asyncio.gather(*(link.close(LayerClosed()) for link in links))
+
+    def abandon(self) -> None:
+        links, self._links = self._links, []
+        self._writes, self._reads = [], []
+        for link in links:
+            link.abandon()
+
+    def now(self) -> float:
+        for link in self._links:
+            if link.clock.set:
+                return link.clock.now()
+        raise LayerClosed("the transport is not open")
+
+    # -- routing
+
+    def _write(self, name: str) -> Link:
+        if not self._writes:
+            raise LayerClosed("the transport is not open")
+        return self._writes[partition(name)]
+
+    def _read(self, name: str) -> tuple[Link, ...]:
+        if not self._reads:
+            raise LayerClosed("the transport is not open")
+        return self._reads[partition(name)]
+
+    # -- topics
+
+    async def subscribe(self, topic: str) -> None:
+        links = self._read(topic)
+        await links[0].subscribe(topic)
+        for link in links[1:]:
+            await link.subscribe(topic)
+
+    async def unsubscribe(self, topic: str) -> None:
+        for link in self._read(topic):
+            link.unsubscribe(topic)
+
+    async def publish(self, topic: str, frame: bytes, ttl: float) -> Sequence[str]:
+        link = self._write(topic)
+        names = link.names
+        bindings = names.bindings(topic) if topic in link.bound else None
+        op = Publish(link.outbox, names.topic(topic), frame, ttl, max(ttl, self._expiry), bindings)
+        link.outbox.submit(op)
+        fields: list[bytes] | None = await op.future
+        return await self._push_bound(link, frame, ttl, fields) if fields else ()
+
+    async def _push_bound(self, link: Link, frame: bytes, ttl: float, fields: list[bytes]) -> list[str]:
+        now_ms = link.clock.now() * 1000
+        pushes = []
+        for queue, value in zip(fields[::2], fields[1::2], strict=True):
+            deadline, capacity = value.split()
+            if int(deadline) > now_ms:
+                pushes.append(self._push(queue.decode(), frame, int(capacity), ttl))
+        outcomes = await asyncio.gather(*(op.future for op in pushes), return_exceptions=True)
+        full = []
+        for op, outcome in zip(pushes, outcomes, strict=True):
+            if isinstance(outcome, TransportUnavailable):
+                log.warning(
+                    "queue %s did not get a message published to a topic it is bound to: %s",
+                    op.queue,
+                    outcome,
+                )
+            if isinstance(outcome, BaseException):
+                full.append(op.queue)
+        return full
+
+    # -- posts
+
+    async def post(self, node: str, channel: str, frame: bytes, capacity: int | None, ttl: float) -> bool:
+        link = self._write(node)
+        keys = link.names.post_keys(node, link.sid)
+        body = pack_post(channel, capacity, frame)
+        op = Post(link.outbox, keys, body, channel, capacity, ttl, max(ttl, self._expiry))
+        link.outbox.submit(op)
+        arrived: bool = await op.future
+        return arrived
+
+    def taken(self, channel: str, count: int) -> None:
+        name = channel.encode()
+        for link in self._links:
+            count = link.inbox.taken(name, count)
+            if not count:
+                return
+
+    # -- queues
+
+    def _push(self, queue: str, frame: bytes, capacity: int, ttl: float) -> Push:
+        link = self._write(queue)
+        op = Push(link.outbox, link.names.push_keys(queue, link.sid), queue, frame, capacity, ttl)
+        link.outbox.submit(op)
+        return op
+
+    async def push(self, queue: str, frame: bytes, capacity: int, ttl: float) -> None:
+        await self._push(queue, frame, capacity, ttl).future
+
+    async def pull(self, queue: str) -> bytes:
+        links = self._read(queue)
+        if len(links) == 1:
+            return await links[0].readers.pull(queue)
+        raise NotImplementedError
+
+    async def bind(self, topic: str, queue: str, capacity: int, ttl: float) -> None:
+        ops: list[Op] = []
+        for link in self._read(topic):
+            names = link.names
+            args: list[bytes | str | int] = [queue, capacity, max(int(ttl * 1000), 1), topic, names.news]
+            keys = (names.bindings(topic), names.bound)
+            ops.append(ScriptOp(link.outbox, BIND, keys, args, ttl=ttl))
+            link.outbox.submit(ops[-1])
+        for op in ops:
+            await op.future
+        for link in self._read(topic):
+            await link.hear_of(topic)
+
+    async def unbind(self, topic: str, queue: str) -> None:
+        for link in self._read(topic):
+            op: Op = PlainOp(link.outbox, "HDEL", link.names.bindings(topic), queue)
+            link.outbox.submit(op)
+            await op.future
+
+    async def flush(self) -> None:
+        for link in self._links:
+            await link.flush()
+
+
+def _positive(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ConfigurationError(f"{key} is a number above 0, not {value!r}")
+    return float(value)
+
+
+def _parse_number(key: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigurationError(f"{key} in the URL is a number, not {value!r}") from None
+
+
+def _hook(key: str, hook: Callable[..., Any] | None) -> Callable[[str], None]:
+    """A user's callable, with or without an argument, that can do no harm."""
+    if hook is None:
+        return lambda address: None
+    if not callable(hook):
+        raise ConfigurationError(f"{key} is a callable, not {hook!r}")
+    try:
+        inspect.signature(hook).bind("address")
+        takes_address = True
+    except (TypeError, ValueError):
+        takes_address = False
+
+    def call(address: str) -> None:
+        try:
+            hook(address) if takes_address else hook()
+        except Exception:
+            log.exception("%s raised", key)
+
+    return call
