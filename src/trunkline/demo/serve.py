@@ -149,7 +149,7 @@ class _Demo:
         await asyncio.wait([started, stopped], return_when=asyncio.FIRST_COMPLETED)
         if not self._stop.is_set():
             self._greet()
-            if open_browser:
+            if open_browser and _has_screen():
                 await asyncio.to_thread(webbrowser.open, self.address)
             await stopped
             _say("\nEnding the servers and the worker." if not self._failure else "")
@@ -248,6 +248,13 @@ class _Part:
             self.ready.set()
             if again:
                 _say(f"{self.name} is back as pid {self.pid}.")
+
+
+def _has_screen() -> bool:
+    """Without one, ``webbrowser`` would start a text browser in this terminal."""
+    return sys.platform != "linux" or any(
+        os.environ.get(key) for key in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    )
 
 
 def _without_password(url: str) -> str:
