@@ -217,8 +217,7 @@ class Store:
         oldest = self._one("SELECT min(id) FROM frame")
         if oldest is None:
             return
-        # An unread inbox row of a removed node holds nothing up: only nodes have watermarks.
-        read = self._one("SELECT min(watermark) FROM node") or 0
+        read = self._read_by_all()
         if read >= oldest:
             self._do("DELETE FROM frame WHERE id <= ?", (min(read, oldest + count),))
             return
@@ -309,21 +308,28 @@ class Store:
 
     # Upkeep
 
-    def has_expired(self) -> bool:
-        """Whether queues or bindings hold something to forget. Takes no lock."""
+    def has_waste(self) -> bool:
+        """Whether there is something to delete. Takes no lock."""
         now = time.time()
+        head = self._do("SELECT id, expires FROM frame ORDER BY id LIMIT 1").fetchone()
         return (
-            self._one("SELECT 1 FROM queue WHERE expires <= ? LIMIT 1", now) is not None
+            (head is not None and (head[1] < now - _GRACE or head[0] <= self._read_by_all()))
+            or self._one("SELECT 1 FROM queue WHERE expires <= ? LIMIT 1", now) is not None
             or self._one("SELECT 1 FROM binding WHERE expires <= ? LIMIT 1", now) is not None
         )
 
-    def forget_expired(self, count: int = 2000) -> None:
-        """Delete up to ``count`` expired rows of the queues, and the expired bindings."""
+    def clean(self, count: int = 2000) -> None:
+        """Delete up to ``count`` frames of the log and of the queues that nobody will read, and expired bindings."""
         now = time.time()
+        self.purge(count)
         self._do(
             "DELETE FROM queue WHERE id IN (SELECT id FROM queue WHERE expires <= ? LIMIT ?)", (now, count)
         )
         self._do("DELETE FROM binding WHERE expires <= ?", (now,))
+
+    def _read_by_all(self) -> int:
+        # Only nodes have watermarks: what a removed node has not read holds nothing up.
+        return self._one("SELECT min(watermark) FROM node") or 0
 
     def flush(self) -> None:
         for table in ("frame", "queue", "binding", "depth"):

@@ -513,8 +513,8 @@ class EmbeddedTransport(Transport):
         for node in [*nodes, *self._peers.orphans(nodes)]:
             if node != self._node and not self._peers.probe(node):
                 self._died(node, set())
-        if store.has_expired():
-            self._writer.submit(_forget_expired)
+        if store.has_waste():
+            self._writer.submit(_clean)
 
 
 def _enqueue(store: Store, queue: str, expires: float, body: bytes) -> list[tuple[str, str]]:
@@ -524,8 +524,8 @@ def _enqueue(store: Store, queue: str, expires: float, body: bytes) -> list[tupl
     return [] if node is None else [(node, queue)]
 
 
-def _forget_expired(store: Store) -> After:
-    store.forget_expired()
+def _clean(store: Store) -> After:
+    store.clean()
     return _nothing
 
 

@@ -205,8 +205,7 @@ class Writer:
     def _transact_in_less_room(self, store: Store, job: _Job) -> list[tuple[_Job, After]] | None:
         if not store.begin():
             return None
-        store.purge(1 << 30)
-        store.forget_expired(1 << 30)
+        store.clean(1 << 30)
         store.commit()
         if not store.begin():
             return None
