@@ -12,7 +12,8 @@ from channels.testing import WebsocketCommunicator
 from chatsite.models import Client, Thumbnail
 from django.db import connection
 
-from trunkline.consumers import SyncConsumer, WebsocketConsumer
+from trunkline.consumers import AsyncWebsocketConsumer, SyncConsumer, WebsocketConsumer
+from trunkline.django.database import database_sync_to_async
 from trunkline.routing import ChannelNameRouter
 from trunkline.worker import Worker
 
@@ -61,6 +62,30 @@ async def test_sync_handlers_leave_no_database_connection_behind(layer: Any) -> 
     assert as_expected
     await layer.send(name, {"type": "chat.message", "text": "closed before:"})
     assert await socket.receive_from() == "closed before: True"
+    await socket.disconnect()
+
+
+async def test_an_async_consumer_uses_the_database_in_a_thread(layer: Any) -> None:
+    """database_sync_to_async, as decorator and as call, leaves no connection behind either."""
+
+    class Counter(AsyncWebsocketConsumer):
+        @database_sync_to_async
+        def store(self, name: str) -> bool:
+            opened_before = connection.connection is not None
+            Client.objects.create(channel_name=name)
+            return opened_before
+
+        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+            opened_before = await self.store(str(text_data))
+            count = await database_sync_to_async(Client.objects.count)()
+            await self.send(text_data=f"{opened_before} {count}")
+
+    socket = WebsocketCommunicator(Counter.as_asgi(), "/")
+    assert (await socket.connect())[0]
+    for number in range(1, 3):
+        await socket.send_to(text_data=str(number))
+        assert await socket.receive_from() == f"False {number}"
+    assert await sync_to_async(lambda: connection.connection)() is None
     await socket.disconnect()
 
 

@@ -7,6 +7,7 @@ import base64
 import importlib
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -227,7 +228,8 @@ def _printable(value: Any) -> Any:
 )
 @click.option("--servers", type=click.IntRange(1), default=2, show_default=True, help="Server processes.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the browser.")
-def demo(host: str, port: int, servers: int, browser: bool) -> int:
+@click.pass_context
+def demo(context: click.Context, host: str, port: int, servers: int, browser: bool) -> int:
     """See a chat across processes in your browser.
 
     It starts several server processes and a worker, which talk through the embedded layer.
@@ -236,6 +238,8 @@ def demo(host: str, port: int, servers: int, browser: bool) -> int:
     Example:
       trunkline demo --port 8080 --servers 4
     """
+    if url := context.find_root().ensure_object(dict).get("url"):
+        os.environ["TRUNKLINE_URL"] = url  # for the processes it starts
     run = _needs("demo", "trunkline.demo.serve", "run")
     return run(host, port, servers, browser) or 0
 
@@ -253,6 +257,7 @@ def conform(url: str) -> int:
       trunkline conform embedded:
     """
     run_conform = _needs("testing", "trunkline.testing.conform", "run_conform")
+    logging.getLogger("trunkline").setLevel(logging.CRITICAL)  # the suite provokes what is warned of
     return int(run_conform(url, click.echo))
 
 

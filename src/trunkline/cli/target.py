@@ -89,7 +89,7 @@ def application(path: str) -> Any:
             raise Mistake(f"{module_name} has no {part!r}{nearest(part, known)}")
         found = getattr(found, part)
     if not callable(found):
-        raise Mistake(f"{path} is not an ASGI application but a {type(found).__name__}")
+        raise Mistake(f"{path} is not an ASGI application but an object of type {type(found).__name__}")
     return found
 
 

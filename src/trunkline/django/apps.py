@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 from django.apps import AppConfig
 from django.core import checks
-from django.db import close_old_connections
 
 from ..consumers import base
 from .checks import check_channel_layers, check_deployment
+from .database import fresh_connections
 
 __all__ = ["TrunklineConfig"]
 
@@ -28,13 +25,3 @@ class TrunklineConfig(AppConfig):  # type: ignore[misc]
         checks.register(check_deployment, deploy=True)
         if fresh_connections not in base.around_sync_handlers:
             base.around_sync_handlers.append(fresh_connections)
-
-
-@contextlib.contextmanager
-def fresh_connections() -> Iterator[None]:
-    """Close database connections that broke or outlived ``CONN_MAX_AGE``, as Django does around a request."""
-    close_old_connections()
-    try:
-        yield
-    finally:
-        close_old_connections()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from typing import Any
 
@@ -29,9 +30,15 @@ class Command(BaseCommand):  # type: ignore[misc]
             obeyed.add_argument(option)
         for flag in _FLAGS_OF_DJANGO:
             obeyed.add_argument(flag, action="store_true")
-        _, words = obeyed.parse_known_args(argv[2:])
+        own, words = obeyed.parse_known_args(argv[2:])
+        program = os.path.basename(argv[0])
+        start = ["-m", "django"] if program == "__main__.py" else [argv[0]]
+        path = ["--pythonpath", own.pythonpath] if own.pythonpath else []
         try:
-            code = self._run(words, f"{argv[0]} {argv[1]}", [sys.executable, argv[0], argv[1]])
+            code = self._run(words, f"{program} {argv[1]}", [sys.executable, *start, argv[1], *path])
+        except CommandError as error:
+            self.stderr.write(str(error))
+            code = error.returncode
         finally:
             connections.close_all()
         if code:
@@ -46,6 +53,7 @@ class Command(BaseCommand):  # type: ignore[misc]
 
     def handle(self, *args: str, **options: Any) -> None:
         """Run by ``call_command("trunkline", "send", ...)``."""
+        self.stdout.ending = self.stderr.ending = ""  # click ends its lines itself
         with contextlib.redirect_stdout(self.stdout), contextlib.redirect_stderr(self.stderr):
             code = self._run([*options["words"], *args], "trunkline", None)
         if code:
@@ -57,5 +65,7 @@ class Command(BaseCommand):  # type: ignore[misc]
         except ModuleNotFoundError as error:
             if error.name != "click":
                 raise
-            raise CommandError("the command line needs click: pip install 'trunkline[cli]'") from None
+            raise CommandError(
+                "the command line needs click: pip install 'trunkline[cli]'", returncode=2
+            ) from None
         return run(words, program, again)
