@@ -1,0 +1,206 @@
+"""A tour of Trunkline: read it from top to bottom. Every test is one thing the product does, as a user would write it."""
+
+import asyncio
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trunkline
+from trunkline import node
+from trunkline.consumers import AsyncConsumer, AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
+from trunkline.layers import EmbeddedChannelLayer, InMemoryChannelLayer
+from trunkline.routing import ChannelNameRouter
+from trunkline.testing.communicators import WebsocketCommunicator
+from trunkline.worker import Worker
+
+Message = dict[str, Any]
+
+
+# 1. A layer carries messages between the processes of one application.
+
+
+async def test_two_processes_talk(tmp_path: Path) -> None:
+    """Two layers on one directory hear each other. Here they stand in for two processes; there is no server."""
+    web, script = EmbeddedChannelLayer(tmp_path / "layer"), EmbeddedChannelLayer(tmp_path / "layer")
+
+    channel = await web.new_channel()
+    await script.send(channel, {"type": "chat.message", "text": "hello"})
+
+    assert await web.receive(channel) == {"type": "chat.message", "text": "hello"}
+    await web.close()
+    await script.close()
+
+
+# 2. A group reaches everyone in it, wherever they are.
+
+
+async def test_a_group(make_channel_layer: Any) -> None:
+    """group_send costs one publish; each process gives it to its own members."""
+    here, there = make_channel_layer(), make_channel_layer()
+    members = [(layer, await layer.new_channel()) for layer in (here, here, there)]
+    for layer, channel in members:
+        await layer.group_add("room", channel)
+
+    await there.group_send("room", {"type": "chat.message", "text": "hi all"})
+
+    for layer, channel in members:
+        assert (await layer.receive(channel))["text"] == "hi all"
+
+
+# 3. A normal channel is a queue: several workers share it, each message goes to one.
+
+
+async def test_a_queue(make_channel_layer: Any) -> None:
+    """Messages wait until somebody takes them, in order."""
+    web, worker = make_channel_layer(), make_channel_layer()
+    for number in range(3):
+        await web.send("thumbnails", {"type": "make", "number": number})
+
+    assert [(await worker.receive("thumbnails"))["number"] for _ in range(3)] == [0, 1, 2]
+
+
+# 4. What cannot be kept is told.
+
+
+async def test_a_full_channel_is_told(channel_layer: InMemoryChannelLayer) -> None:
+    """A sender learns at once that a channel is full."""
+    channel = await channel_layer.new_channel()
+    for _ in range(channel_layer.capacity):
+        await channel_layer.send(channel, {"type": "x"})
+
+    with pytest.raises(trunkline.ChannelFull, match="its capacity"):
+        await channel_layer.send(channel, {"type": "x"})
+
+
+async def test_a_slow_member_hurts_only_itself(make_channel_layer: Any) -> None:
+    """group_send never fails for a full member: it misses the message, which is counted and logged."""
+    layer = make_channel_layer(capacity=2)
+    slow, quick = await layer.new_channel(), await layer.new_channel()
+    for channel in (slow, quick):
+        await layer.group_add("room", channel)
+
+    for number in range(3):
+        await layer.group_send("room", {"number": number})
+        assert (await layer.receive(quick))["number"] == number
+
+    assert layer.stats().missed == 1
+
+
+async def test_what_cannot_travel_is_told(channel_layer: InMemoryChannelLayer) -> None:
+    """Messages are plain data; what is not fails where it is sent, with the place of the culprit."""
+    with pytest.raises(TypeError, match=r"message\['user'\]\['id'\]: object is not a type that travels"):
+        await channel_layer.send("anything", {"user": {"id": object()}})
+
+
+# 5. It works from anywhere: other loops, threads, scripts.
+
+
+def test_without_await(channel_layer: InMemoryChannelLayer) -> None:
+    """layer.sync has every method without await, for views, scripts and task queues."""
+    channel = channel_layer.sync.new_channel()
+    channel_layer.sync.group_add("room", channel)
+
+    channel_layer.sync.group_send("room", {"type": "system.announcement"})
+
+    assert channel_layer.sync.receive(channel, timeout=5) == {"type": "system.announcement"}
+
+
+# 6. Consumers turn events into method calls.
+
+
+class Chat(AsyncJsonWebsocketConsumer):
+    groups = ["lobby"]
+
+    async def receive_json(self, content: Message) -> None:
+        await self.channel_layer.group_send("lobby", {"type": "chat.message", "text": content["text"]})
+
+    async def chat_message(self, event: Message) -> None:
+        await self.send_json({"said": event["text"]})
+
+
+@pytest.mark.usefixtures("channel_layer")
+async def test_a_chat() -> None:
+    """What one browser says, every browser in the room gets."""
+    async with (
+        WebsocketCommunicator(Chat.as_asgi(), "/ws/") as alice,
+        WebsocketCommunicator(Chat.as_asgi(), "/ws/") as bob,
+    ):
+        assert (await alice.connect())[0]
+        assert (await bob.connect())[0]
+
+        await alice.send_json_to({"text": "hello"})
+
+        assert await alice.receive_json_from() == {"said": "hello"}
+        assert await bob.receive_json_from() == {"said": "hello"}
+
+
+async def test_events_from_outside(channel_layer: InMemoryChannelLayer) -> None:
+    """A script reaches the sockets of a group without knowing them."""
+    async with WebsocketCommunicator(Chat.as_asgi(), "/ws/") as alice:
+        await alice.connect()
+
+        await channel_layer.group_send("lobby", {"type": "chat.message", "text": "from a script"})
+
+        assert await alice.receive_json_from() == {"said": "from a script"}
+
+
+def test_a_handler_of_the_wrong_colour() -> None:
+    """An async consumer with a plain def handler is refused when the class is made, not when the event comes."""
+    with pytest.raises(TypeError, match="chat_message"):
+
+        class Wrong(AsyncJsonWebsocketConsumer):
+            def chat_message(self, event: Message) -> None: ...
+
+    with pytest.raises(TypeError, match="chat_message"):
+
+        class AlsoWrong(JsonWebsocketConsumer):
+            async def chat_message(self, event: Message) -> None: ...
+
+
+# 7. Work that takes long goes to a worker.
+
+
+async def test_a_worker(channel_layer: InMemoryChannelLayer) -> None:
+    """A worker listens on channel names and runs a consumer for what arrives; the answer comes back as an event."""
+
+    class Thumbnails(AsyncConsumer):
+        async def make(self, event: Message) -> None:
+            await self.channel_layer.send(event["reply_to"], {"type": "done", "size": event["size"] // 10})
+
+    worker = Worker(ChannelNameRouter({"thumbnails": Thumbnails.as_asgi()}), channel_layer, ["thumbnails"])
+    running = asyncio.create_task(worker.run())
+
+    mine = await channel_layer.new_channel()
+    await channel_layer.send("thumbnails", {"type": "make", "size": 1000, "reply_to": mine})
+
+    assert await asyncio.wait_for(channel_layer.receive(mine), 5) == {"type": "done", "size": 100}
+    worker.stop()
+    await running
+
+
+# 8. One message's life has five steps, everywhere the same.
+
+
+def test_the_five_steps() -> None:
+    """The numbers stand in the code, in its docstring and in ARCHITECTURE, in one order."""
+    source = inspect.getsource(node)
+    assert re.findall(r"^(\d)\. ", inspect.getdoc(node) or "", re.M) == list("12345")
+    in_code = re.findall(r"# (\d)\. (\w+)", source)
+    assert list(dict.fromkeys(number for number, _ in in_code)) == list("12345")
+    architecture = (Path(trunkline.__file__).parents[2] / "ARCHITECTURE.md").read_text()
+    life = architecture.partition("## One message's life")[2].partition("\n## ")[0]
+    assert re.findall(r"^(\d)\. ", life, re.M) == list("12345")
+
+
+async def test_the_five_steps_happen(make_channel_layer: Any) -> None:
+    """Sent, carried, delivered, put, received: the counters of both ends tell the same story."""
+    here, there = make_channel_layer(), make_channel_layer()
+    channel = await there.new_channel()
+
+    await here.send(channel, {"type": "x"})
+    await there.receive(channel)
+
+    assert (here.stats().sent, there.stats().delivered, there.stats().received) == (1, 1, 1)
