@@ -12,16 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_RUN = "from trunkline.demo.serve import run; run(port={port})"
+_RUN = "from trunkline.demo.serve import run; run(port=0)"
 
 
 class Demo:
     """A running demo, and what it wrote."""
 
-    def __init__(self, port: int = 0, **env: str) -> None:
+    def __init__(self, code: str = _RUN, **env: str) -> None:
         inherited = {key: value for key, value in os.environ.items() if key != "TRUNKLINE_URL"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _RUN.format(port=port)],
+            [sys.executable, "-c", code],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -92,8 +92,8 @@ def alive(pid: int) -> bool:
 
 
 @contextmanager
-def running(**env: str) -> Iterator[Demo]:
-    demo = Demo(**env)
+def running(code: str = _RUN, **env: str) -> Iterator[Demo]:
+    demo = Demo(code, **env)
     try:
         demo.find(r"(Ctrl-C)")
         yield demo

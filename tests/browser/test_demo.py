@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
@@ -245,10 +246,11 @@ async def test_what_cannot_be_done_is_told(demo: Demo, asked: str, told: str) ->
 async def test_pages_of_others_are_refused(demo: Demo) -> None:
     """Another site's page cannot open a chat in the user's name."""
     url = demo.url.replace("http:", "ws:") + "chat"
-    with pytest.raises(websockets.InvalidStatus) as refused:
-        async with websockets.connect(url, origin=websockets.Origin("http://evil.example")):
-            pass
-    assert refused.value.response.status_code == 403
+    for origin in ("http://evil.example", "null", demo.url.rstrip("/") + ".evil.example"):
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            async with websockets.connect(url, origin=websockets.Origin(origin)):
+                pass
+        assert refused.value.response.status_code == 403
     own = websockets.Origin(demo.url.rstrip("/"))
     async with websockets.connect(url, origin=own) as opened:
         assert json.loads(await opened.recv())["is"] == "hello"
@@ -347,6 +349,32 @@ async def test_ctrl_c_ends_everything() -> None:
         assert not any(alive(pid) for pid in pids)
         assert not folder.exists()
         assert demo.output.splitlines()[-2:] == ["", "Ending the servers and the worker."]
+
+
+async def test_servers_take_turns_where_the_kernel_does_not_spread() -> None:
+    """On systems other than Linux the servers inherit one listening socket, and each still gets connections."""
+    code = "import sys, types; import trunkline.demo.serve as serve; "
+    code += (
+        "serve.sys = types.SimpleNamespace(platform='darwin', executable=sys.executable, stdout=sys.stdout); "
+    )
+    with running(code + "serve.run(port=0)") as demo:
+        async with two_windows(demo, "turns") as (ada, grace):
+            await ada.ask(do="say", text="your turn")
+            await grace.line(text="your turn")
+
+
+def test_what_dies_again_and_again_is_given_up() -> None:
+    """When a part keeps dying right after its start, the demo says so, ends the others, and has exit status 1."""
+    with running() as demo:
+        pids, killed = demo.pids(), 0
+        while demo.process.poll() is None:
+            if (pid := demo.pid("server 1")) != killed:
+                os.kill(pid, signal.SIGKILL)
+                killed = pid
+            time.sleep(0.02)
+        assert demo.close() == 1
+        assert demo.output.endswith("server 1 was ended by SIGKILL 5 times in a row; giving up.\n")
+        assert not any(alive(pid) for pid in pids)
 
 
 def test_nothing_outlives_the_demo(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from ..consumers import AsyncHttpConsumer, AsyncJsonWebsocketConsumer, DenyConnection
 from ..errors import ChannelFull, MessageTooLarge, TransportUnavailable
@@ -311,7 +310,9 @@ def _same_origin(scope: MutableMapping[str, Any]) -> bool:
     """Whether the page that opens the websocket came from here. Programs other than browsers send no origin."""
     headers = dict(scope["headers"])
     origin = headers.get(b"origin")
-    return origin is None or urlsplit(origin).netloc == headers.get(b"host")
+    # No page can make a browser send the second header; proxies that rewrite the first send it.
+    hosts = (headers.get(b"host"), headers.get(b"x-forwarded-host"))
+    return origin is None or origin.partition(b"://")[2] in hosts
 
 
 async def _run_script(text: str) -> None:

@@ -146,14 +146,16 @@ class _Demo:
         keeping = [asyncio.create_task(self._keep(part, env)) for part in self._parts]
         stopped = asyncio.create_task(self._stop.wait())
         started = asyncio.create_task(self._started())
-        await asyncio.wait([started, stopped], return_when=asyncio.FIRST_COMPLETED)
-        if not self._stop.is_set():
+        ending = [stopped, *keeping]  # one of the latter ends first only if it failed
+        await asyncio.wait([started, *ending], return_when=asyncio.FIRST_COMPLETED)
+        if started.done():
             self._greet()
             if open_browser and _has_screen():
                 await asyncio.to_thread(webbrowser.open, self.address)
-            await stopped
-            _say("\nEnding the servers and the worker." if not self._failure else "")
+            await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+            _say("\nEnding the servers and the worker.")
         started.cancel()
+        self._stop.set()
         await asyncio.gather(*keeping)
         return self._failure
 

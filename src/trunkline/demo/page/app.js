@@ -15,6 +15,7 @@ const sent = new Map(); // ref of a message -> when it was sent
 let name = recall("name") || NAMES[Math.floor(Math.random() * NAMES.length)];
 let room = here.searchParams.get("room")?.trim().slice(0, 60) || "Lobby";
 let avoid = Number(here.searchParams.get("not")) || 0; // the server another window has
+let layer = "…"; // its kind, as the first server told
 let socket = null, hello = null, joined = false, attempts = 0, detours = 0, ref = 0, roundTrip = null;
 let timer = 0, pictureTimer = 0, troubleTimer = 0;
 
@@ -54,7 +55,7 @@ function lost() {
   donePicture();
   const delay = Math.min(5000, 200 * 2 ** attempts++) * (0.75 + Math.random() / 2);
   timer = setTimeout(connect, delay);
-  if (was && joined) note(room, `The connection to server ${was.server} (pid ${was.pid}) was lost.`);
+  if (was && joined) note(room, `The connection to server ${was.server} (pid ${was.pid}) was lost. This window misses what is said until it is back.`);
   showState(`reconnecting in ${(delay / 1000).toFixed(1)} s`);
 }
 function ask(content) {
@@ -77,6 +78,8 @@ const taking = {
     }
     avoid = attempts = 0;
     hello = line;
+    layer = line.layer;
+    $("trouble").hidden = true;
     mine.add(line.id);
     parts.set(`server ${line.server}`, { windows: 1, ...parts.get(`server ${line.server}`), ...line, number: line.server, at: Date.now() });
     showState();
@@ -247,12 +250,12 @@ function newPart(key) {
 function fillPart(item, key, facts) {
   const texts = {
     window: () => [hello ? "connected" : "reconnecting"],
-    layer: () => [hello?.layer ?? "…", roundTrip === null ? "" : ` · ${roundTrip.toFixed(1)} ms`],
+    layer: () => [layer, roundTrip === null ? "" : ` · ${roundTrip.toFixed(1)} ms`],
     worker: () => (facts ? [`pid ${facts.pid}`, ` · ${facts.made} made`] : ["no pulse yet"]),
   };
   const server = () => [`pid ${facts.pid}`, facts.windows === 1 ? " · 1 window" : ` · ${facts.windows} windows`];
   const silent = key === "window" || key === "layer" ? false : !facts || Date.now() - facts.at > 3000;
-  const [text, more = ""] = silent && facts ? [`pid ${facts.pid}`, " · no pulse"] : (texts[key] ?? server)();
+  const [text, more = ""] = silent && facts ? ["no pulse", ` · pid ${facts.pid}`] : (texts[key] ?? server)();
   const [shown, shownMore] = item.lastChild.children;
   if (shown.textContent !== text) shown.textContent = text;
   if (shownMore.textContent !== more) shownMore.textContent = more;
@@ -369,7 +372,7 @@ $("trouble").querySelector("button").addEventListener("click", () => { $("troubl
 addEventListener("online", () => { if (!socket) connect(); });
 setInterval(() => { showParts(); showRooms(); showSecond(); }, 1000); // a part that fell silent shows by the clock alone
 
-for (const each of ["Lobby", "Zürich Süd", "Καφέ", room]) if (!rooms.has(each)) rooms.set(each, []);
+for (const each of ["Lobby", "Zürich Süd", room]) if (!rooms.has(each)) rooms.set(each, []);
 $("name").value = name;
 remember("name", name);
 note(room, "Open a second window: another server process answers it, and you can talk across.");
