@@ -50,6 +50,7 @@ bench: $(VENV)/.ready-check
 	@$(BIN)/python -m bench $(ARGS)
 
 docs: $(VENV)/.ready-check
+	@$(BIN)/python docs/make_promises.py
 	@$(BIN)/python -m pytest -q tests/docs $(ARGS)
 
 clean:
