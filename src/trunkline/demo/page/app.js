@@ -250,7 +250,7 @@ function newPart(key) {
 function fillPart(item, key, facts) {
   const texts = {
     window: () => [hello ? "connected" : "reconnecting"],
-    layer: () => [layer, roundTrip === null ? "" : ` · ${roundTrip.toFixed(1)} ms`],
+    layer: () => [layer, roundTrip === null ? "" : ` · ${roundTrip.toFixed(roundTrip < 10 ? 1 : 0)} ms`],
     worker: () => (facts ? [`pid ${facts.pid}`, ` · ${facts.made} made`] : ["no pulse yet"]),
   };
   const server = () => [`pid ${facts.pid}`, facts.windows === 1 ? " · 1 window" : ` · ${facts.windows} windows`];
