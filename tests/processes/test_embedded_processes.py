@@ -64,7 +64,7 @@ def test_each_pushed_frame_reaches_one_reader(start: Start) -> None:
     start("writer").ask("push", "work", "w", 2000)
     eventually(lambda: sum(reader.ask("count") for reader in readers) >= 2000)
     reports = [reader.ask("report")["heard"].get("w", []) for reader in readers]
-    assert sorted(sum(reports, [])) == list(range(2000))
+    assert sorted(number for report in reports for number in report) == list(range(2000))
     assert all(report == sorted(report) for report in reports)
     assert sum(bool(report) for report in reports) > 1
 
@@ -87,13 +87,16 @@ def test_killed_processes_lose_and_stall_nothing(folder: Path, start: Start) -> 
             os.kill(victim.pid, signal.SIGKILL)
     worst_call = paced.answer()
     eventually(lambda: all(len(s.ask("report")["heard"].get("p", [])) >= 3000 for s in survivors))
+    one, two = survivors
+    eventually(lambda: one.ask("report")["heard"] == two.ask("report")["heard"])
     for survivor in survivors:
         report = survivor.ask("report")
         assert report["gaps"] == []
+        assert len(report["heard"]) > 3
         for sender, numbers in report["heard"].items():
             assert numbers == list(range(len(numbers))), sender
         assert len(report["heard"]["p"]) == 3000
-    assert worst_call < 1.0, "a killed process stalled the others"
+    assert worst_call < 0.5, "a killed process stalled the others"
     print(f"longest publish {worst_call * 1000:.1f} ms, longest pause {report['pause'] * 1000:.1f} ms")
     eventually(lambda: nodes(folder) == {"one", "two", "paced"}, 10)
     assert {path.stem for path in (folder / "asgi/nodes").iterdir()} == {"one", "two", "paced"}

@@ -340,10 +340,10 @@ class Store:
 
 
 def identity(path: Path) -> Identity | None:
-    """What tells this file from another at the same path; None when there is none."""
+    """What tells this file from another at the same path; None when none can be reached there."""
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:  # whoever then opens it learns the reason
         return None
     return found.st_dev, found.st_ino
 

@@ -1,0 +1,464 @@
+"""What is particular to the embedded transport, with several nodes in one process."""
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trunkline.errors import (
+    ChannelFull,
+    ConfigurationError,
+    LayerClosed,
+    MessageTooLarge,
+    TransportUnavailable,
+)
+from trunkline.transports.embedded import EmbeddedTransport
+from trunkline.transports.embedded.directory import default_root
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.gaps: list[str] = []
+
+    def deliver(self, frame: bytes) -> None:
+        self.frames.append(frame)
+
+    def gap(self, topic: str | None, reason: str) -> None:
+        self.gaps.append(reason)
+
+
+async def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "layer"
+
+
+Node = tuple[EmbeddedTransport, Heard]
+Open = Callable[..., Awaitable[Node]]
+
+
+@pytest.fixture
+async def node(folder: Path) -> AsyncIterator[Open]:
+    opened: list[EmbeddedTransport] = []
+
+    async def make(name: str, **options: Any) -> Node:
+        transport, heard = EmbeddedTransport(folder, **options), Heard()
+        await transport.open(name, heard)
+        opened.append(transport)
+        return transport, heard
+
+    yield make
+    for transport in opened:
+        await transport.close()
+
+
+def look(folder: Path, sql: str) -> list[tuple[Any, ...]]:
+    connection = sqlite3.connect(folder / "asgi/layer.db", timeout=5)
+    try:
+        return connection.execute(sql).fetchall()
+    finally:
+        connection.close()
+
+
+# Places and permissions
+
+
+def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL names the default folder, an absolute, a relative or a home one; a host is refused with the fix."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.delenv("TRUNKLINE_DIR", raising=False)
+
+    def root(url: str) -> Path:
+        return EmbeddedTransport.from_url(url, prefix="p")._root
+
+    assert root("embedded://") == root("embedded:") == default_root()
+    assert root("embedded:///run/my%20shop") == Path("/run/my shop")
+    assert root("embedded://./run") == tmp_path / "run"
+    assert root("embedded://~/run") == Path("/home/somebody/run")
+    with pytest.raises(ConfigurationError, match="has no host"):
+        root("embedded://localhost/run")
+
+
+def test_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default folder belongs to the user and the working directory; TRUNKLINE_DIR overrides it."""
+    monkeypatch.delenv("TRUNKLINE_DIR", raising=False)
+    places = set()
+    for project in ("shop", "other/shop"):
+        (tmp_path / project).mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / project)
+        assert default_root() == default_root()
+        assert default_root().parent.name == f"trunkline-{os.geteuid()}"
+        places.add(default_root())
+    assert len(places) == 2
+    monkeypatch.setenv("TRUNKLINE_DIR", str(tmp_path / "mine"))
+    assert default_root() == tmp_path / "mine"
+
+
+def test_construction_touches_nothing(folder: Path) -> None:
+    """Making a transport makes no file and needs no loop; wrong settings are named."""
+    assert "closed" in repr(EmbeddedTransport(folder))
+    assert not folder.exists()
+    for wrong in ({"prefix": "../x"}, {"prefix": ""}, {"max_size": 5}, {"max_size": "1G"}, {"path": 7}):
+        with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+            EmbeddedTransport(**wrong)  # type: ignore[arg-type]
+
+
+async def test_only_the_owner_has_access(folder: Path, node: Open) -> None:
+    """Whatever the umask, folders are 0700 and files 0600."""
+    umask = os.umask(0)
+    try:
+        a, _ = await node("a")
+        await a.subscribe("t")
+    finally:
+        os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+@pytest.mark.parametrize("inner", [".", "asgi", "asgi/nodes"])
+async def test_an_open_folder_is_refused(folder: Path, node: Open, inner: str) -> None:
+    """A folder that others can enter is refused with the command that closes it; that command helps."""
+    (folder / "asgi/nodes").mkdir(parents=True, mode=0o700)
+    for each in (folder, folder / "asgi", folder / "asgi/nodes"):
+        each.chmod(0o700)
+    (folder / inner).chmod(0o755)
+    with pytest.raises(ConfigurationError, match="mode 0755") as refused:
+        await node("a")
+    assert os.system(str(refused.value).rpartition(": ")[2]) == 0
+    await node("a")
+
+
+async def test_a_symlink_is_refused(folder: Path, node: Open, tmp_path: Path) -> None:
+    """A symlink in place of the folder is refused."""
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigurationError, match="symlink"):
+        await node("a")
+
+
+async def test_a_long_path_works(tmp_path: Path) -> None:
+    """A folder whose path is longer than a socket's address may be is reached another way."""
+    folder = tmp_path / ("long" * 30)
+    a, b = EmbeddedTransport(folder), EmbeddedTransport(folder)
+    heard = Heard()
+    await a.open("a", Heard())
+    await b.open("b", heard)
+    assert await a.post("b", "c", b"hello", 1, 60)
+    await eventually(lambda: heard.frames == [b"hello"])
+    await a.close()
+    await b.close()
+
+
+async def test_closing_leaves_nothing_running(folder: Path, node: Open) -> None:
+    """After close no row, socket, task or descriptor of the node stays; closing twice is fine, opening again too."""
+    before = len(os.listdir("/proc/self/fd"))
+    a, heard = await node("a")
+    await a.subscribe("t")
+    pull = asyncio.ensure_future(a.pull("work"))
+    await asyncio.sleep(0)
+    await a.close()
+    await a.close()
+    with pytest.raises(LayerClosed):
+        await pull
+    assert look(folder, "SELECT * FROM node") == look(folder, "SELECT * FROM subscription") == []
+    assert list((folder / "asgi/nodes").iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    with pytest.raises(TransportUnavailable, match="not open"):
+        await a.publish("t", b"x", 60)
+    await a.open("a2", heard)
+    await a.subscribe("t")
+    await a.publish("t", b"again", 60)
+    assert heard.frames == [b"again"]
+
+
+# Files of others, files gone
+
+
+@pytest.mark.parametrize("content", [b"this is no database" * 100, None])
+async def test_a_foreign_file_is_moved_aside(
+    folder: Path, node: Open, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file of another program is kept under another name, with a warning, and a fresh one made."""
+    (folder / "asgi").mkdir(parents=True, mode=0o700)
+    folder.chmod(0o700)
+    path = folder / "asgi/layer.db"
+    if content is None:
+        foreign = sqlite3.connect(path)
+        foreign.executescript("CREATE TABLE theirs (x); INSERT INTO theirs VALUES (7);")
+        foreign.close()
+        content = path.read_bytes()
+    else:
+        path.write_bytes(content)
+    a, heard = await node("a")
+    await a.subscribe("t")
+    await a.publish("t", b"x", 60)
+    assert heard.frames == [b"x"]
+    [aside] = (folder / "asgi").glob("layer.db.aside-*[0-9]")
+    assert aside.read_bytes() == content
+    assert "moved aside" in caplog.text
+
+
+async def test_a_newer_file_is_refused(folder: Path, node: Open) -> None:
+    """A file of a newer version is left alone."""
+    a, _ = await node("a")
+    await a.close()
+    look(folder, "PRAGMA user_version = 99")
+    with pytest.raises(ConfigurationError, match="newer Trunkline"):
+        await node("b")
+    assert look(folder, "PRAGMA user_version") == [(99,)]
+
+
+async def test_a_deleted_folder_is_made_again(folder: Path, node: Open) -> None:
+    """When the folder is deleted under running nodes they meet again by themselves, tell of the gap, and a reader
+    that waited goes on waiting."""
+    (a, a_heard), (b, b_heard) = await node("a"), await node("b")
+    await b.subscribe("t")
+    pull = asyncio.ensure_future(b.pull("work"))
+    await a.publish("t", b"before", 60)
+    await eventually(lambda: b_heard.frames == [b"before"])
+    shutil.rmtree(folder)
+    await eventually(lambda: a_heard.gaps and b_heard.gaps)
+    assert "deleted" in a_heard.gaps[0]
+    await a.publish("t", b"after", 60)
+    await eventually(lambda: b_heard.frames == [b"before", b"after"])
+    assert await a.post("b", "c", b"post", 1, 60)
+    await a.push("work", b"job", 10, 60)
+    assert await asyncio.wait_for(pull, 5) == b"job"
+    assert look(folder, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_an_outage_is_told_to_senders_and_waited_out_by_readers(folder: Path, node: Open) -> None:
+    """While the folder cannot be used senders learn why; once it can, everything works."""
+    (a, heard), (b, _) = await node("a"), await node("b")
+    await a.subscribe("t")
+    pull = asyncio.ensure_future(a.pull("work"))
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    await eventually(lambda: a._store is None and b._store is None)
+    for call in (b.publish("t", b"x", 60), b.push("work", b"x", 10, 60), b.post("a", "c", b"x", 1, 60)):
+        with pytest.raises(TransportUnavailable, match="not a folder"):
+            await call
+    assert not pull.done()
+    folder.unlink()
+    await eventually(lambda: a._store is not None and b._store is not None)
+    await b.publish("t", b"well again", 60)
+    await b.push("work", b"job", 10, 60)
+    await eventually(lambda: heard.frames == [b"well again"])
+    assert await asyncio.wait_for(pull, 5) == b"job"
+
+
+async def test_a_corrupt_file_is_replaced(folder: Path, node: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that becomes unreadable is moved aside while running, with a gap; nodes go on with a fresh one."""
+    (a, a_heard), (b, b_heard) = await node("a"), await node("b")
+    await b.subscribe("t")
+    path = folder / "asgi/layer.db"
+    look(folder, "PRAGMA wal_checkpoint(TRUNCATE)")
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(TransportUnavailable):
+        for _ in range(50):
+            await a.publish("t", b"lost", 60)
+    await eventually(lambda: a_heard.gaps and b_heard.gaps)
+    await a.publish("t", b"fresh", 60)
+    await eventually(lambda: b_heard.frames[-1:] == [b"fresh"])
+    assert "moved aside" in caplog.text
+    assert len(list((folder / "asgi").glob("layer.db.aside-*[0-9]"))) == 1
+
+
+async def test_a_node_taken_for_dead_joins_again(folder: Path, node: Open) -> None:
+    """A live node whose socket file was deleted is back within seconds, subscriptions included, and tells of a gap."""
+    (a, _), (b, heard) = await node("a"), await node("b")
+    await b.subscribe("t")
+    (folder / "asgi/nodes/b.sock").unlink()
+    await eventually(lambda: heard.gaps)
+    await a.publish("t", b"x", 60)
+    await eventually(lambda: heard.frames == [b"x"])
+
+
+# Size
+
+
+async def test_a_full_store_refuses_and_recovers(folder: Path, node: Open) -> None:
+    """At max_size each call says so in its own way, nothing is corrupt, and room made is room used."""
+    a, _ = await node("a", max_size=2 << 20)
+    body = bytes(200_000)
+    with pytest.raises(MessageTooLarge, match="max_size"):
+        await a.publish("t", bytes(3 << 20), 60)
+    pushed = 0
+    with pytest.raises(ChannelFull, match="max_size"):
+        while True:
+            await a.push("work", body, 10**6, 60)
+            pushed += 1
+    assert pushed >= 5
+    await a.subscribe("other")
+    for _ in range(pushed):
+        assert await asyncio.wait_for(a.pull("work"), 5) == body
+    await a.push("work", b"small", 10, 60)
+    assert await a.pull("work") == b"small"
+    assert look(folder, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_one_too_many_fails_alone(folder: Path, node: Open) -> None:
+    """When a transaction of many callers does not fit, only those fail that do not fit."""
+    a, _ = await node("a", max_size=2 << 20)
+    sizes = [100] * 10 + [900_000] * 4 + [100] * 10
+    results = await asyncio.gather(
+        *(a.push("work", bytes(size), 10**6, 60) for size in sizes), return_exceptions=True
+    )
+    failed = [size for size, result in zip(sizes, results, strict=True) if result is not None]
+    assert set(failed) == {900_000}
+    assert all(isinstance(result, ChannelFull) for result in results if result is not None)
+    assert look(folder, "SELECT count(*) FROM queue") == [(len(sizes) - len(failed),)]
+
+
+async def test_read_frames_are_deleted(folder: Path, node: Open) -> None:
+    """What every node has read leaves the file, under load and at rest."""
+    (a, _), (b, heard) = await node("a"), await node("b")
+    await b.subscribe("t")
+    for _ in range(3000):
+        await a.publish("t", b"x" * 500, 60)
+    await eventually(lambda: len(heard.frames) == 3000)
+    await eventually(lambda: look(folder, "SELECT count(*) FROM frame") == [(0,)], 15)
+
+
+async def test_expired_unread_frames_are_told(
+    folder: Path, node: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that was away for longer than frames live learns of the gap, and their channels have room again."""
+    (a, _), (b, heard) = await node("a"), await node("b")
+    monkeypatch.setattr("trunkline.transports.embedded.store._GRACE", 0.0)
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(b._peers._own.fileno())
+    b._timers.pop("_tick").cancel()
+    for _ in range(3):
+        assert await a.post("b", "c", b"stale", 3, 0.01)
+    with pytest.raises(ChannelFull):
+        await a.post("b", "c", b"refused", 3, 60)
+    await eventually(lambda: look(folder, "SELECT count(*) FROM frame") == [(0,)])
+    b._tick()
+    assert len(heard.gaps) == 1
+    assert heard.frames == []
+    loop.add_reader(b._peers._own.fileno(), b._peers._readable)
+    await eventually(lambda: look(folder, "SELECT * FROM depth") == [])
+    for _ in range(3):
+        assert await a.post("b", "c", b"fresh", 3, 60)
+    await eventually(lambda: heard.frames == [b"fresh"] * 3)
+    assert len(heard.gaps) == 1
+
+
+# Counting and cancelling
+
+
+async def test_a_keeping_up_consumer_is_never_refused(node: Open) -> None:
+    """Thousands of posts to a channel of capacity 100 whose owner takes at once: none is refused, the count is exact."""
+    (a, _), (b, heard) = await node("a"), await node("b")
+    deliver = heard.deliver
+
+    def take(frame: bytes) -> None:
+        deliver(frame)
+        b.taken("c", 1)
+
+    b._inbox._deliver = take
+    for _ in range(5000):
+        await a.post("b", "c", b"x", 100, 60)
+    await eventually(lambda: len(heard.frames) == 5000)
+    b._inbox._deliver = deliver
+    await eventually(lambda: not b._taken)
+    await asyncio.gather(*(a.post("b", "c", b"x", 100, 60) for _ in range(100)))
+    with pytest.raises(ChannelFull):
+        await a.post("b", "c", b"x", 100, 60)
+    await eventually(lambda: len(heard.frames) == 5100)
+    b.taken("c", 1)
+    await eventually(lambda: not b._taken)
+    assert await a.post("b", "c", b"x", 100, 60)
+
+
+async def test_a_cancelled_write_leaves_the_others(node: Open) -> None:
+    """Of many writes in one transaction, cancelled ones are either sent or not, and all others arrive."""
+    (a, _), (b, heard) = await node("a"), await node("b")
+    await b.subscribe("t")
+    tasks = [asyncio.ensure_future(a.publish("t", b"%d" % n, 60)) for n in range(20)]
+    await asyncio.sleep(0)
+    for n in range(1, 20, 2):
+        tasks[n].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await a.publish("t", b"end", 60)
+    await eventually(lambda: heard.frames[-1:] == [b"end"])
+    assert heard.frames == [b"%d" % n for n in range(0, 20, 2)] + [b"end"]
+
+
+@pytest.mark.parametrize("second_reader", [False, True])
+async def test_a_pull_cancelled_at_hand_over_takes_nothing(node: Open, second_reader: bool) -> None:
+    """A reader cancelled in the instant it was given a frame passes it on, or back to its place."""
+    a, _ = await node("a")
+    first = asyncio.ensure_future(a.pull("work"))
+    await eventually(lambda: "work" in a._pulls._queues and a._pulls._queues["work"].idle)
+    second = asyncio.ensure_future(a.pull("work")) if second_reader else None
+    await asyncio.sleep(0)
+    hand_over = a._pulls._hand_over
+
+    def hand_over_and_cancel(*args: Any) -> None:
+        hand_over(*args)
+        first.cancel()
+
+    a._pulls._hand_over = hand_over_and_cancel
+    await a.push("work", b"1", 10, 60)
+    await a.push("work", b"2", 10, 60)
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    rest = [await asyncio.wait_for(second, 5)] if second else []
+    while len(rest) < 2:
+        rest.append(await asyncio.wait_for(a.pull("work"), 5))
+    assert sorted(rest) == [b"1", b"2"]
+    if not second_reader:
+        assert rest == [b"1", b"2"]
+
+
+async def test_a_busy_lock_does_not_stop_the_loop(folder: Path, node: Open) -> None:
+    """While another process holds the write lock the loop goes on; what was asked for is written afterwards."""
+    (a, _), (b, heard) = await node("a"), await node("b")
+    await b.subscribe("t")
+    other = sqlite3.connect(folder / "asgi/layer.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    sent = [asyncio.ensure_future(a.publish("t", b"%d" % n, 60)) for n in range(10)]
+    longest = 0.0
+    for _ in range(100):
+        began = time.monotonic()
+        await asyncio.sleep(0.001)
+        longest = max(longest, time.monotonic() - began)
+    assert longest < 0.1
+    assert not any(task.done() for task in sent)
+    other.execute("ROLLBACK")
+    other.close()
+    await asyncio.gather(*sent)
+    await eventually(lambda: heard.frames == [b"%d" % n for n in range(10)])
+
+
+async def test_a_lock_held_for_long_is_told(
+    folder: Path, node: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sender does not wait for ever for a lock: it learns that nothing was sent."""
+    monkeypatch.setattr("trunkline.transports.embedded.writer._PATIENCE", 0.1)
+    a, _ = await node("a")
+    other = sqlite3.connect(folder / "asgi/layer.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(TransportUnavailable, match="held the write lock"):
+        await a.push("work", b"x", 10, 60)
+    other.execute("ROLLBACK")
+    other.close()
+    await a.push("work", b"y", 10, 60)
+    assert await asyncio.wait_for(a.pull("work"), 5) == b"y"
