@@ -99,6 +99,7 @@ class Worker:
         finally:
             for task in [stopped, *tasks]:
                 task.cancel()
+            await asyncio.wait([stopped, *tasks], timeout=_LAST_WORDS)
         for task in tasks:
             if task.done() and not task.cancelled():
                 task.result()

@@ -1,0 +1,62 @@
+"""A worker process for the tests: an in-memory layer, a few jobs, and lines on stdout about what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from trunkline import configure
+from trunkline.consumers import AsyncConsumer, SyncConsumer
+from trunkline.opening import get_channel_layer
+from trunkline.worker import Worker, run_processes
+
+
+def tell(text: str) -> None:
+    os.write(1, f"{text}\n".encode())  # in one piece: several processes write to the same pipe
+
+
+class Jobs(AsyncConsumer):
+    async def job_work(self, event: dict[str, Any]) -> None:
+        tell(f"begun {event['n']} in {os.getpid()}")
+        await asyncio.sleep(event["seconds"])
+        tell(f"finished {event['n']}")
+
+
+class SyncJobs(SyncConsumer):
+    def job_work(self, event: dict[str, Any]) -> None:
+        tell(f"begun {event['n']} in {os.getpid()}")
+        time.sleep(event["seconds"])
+        tell(f"finished {event['n']}")
+
+
+async def work(kind: str, grace: float, seconds: float) -> None:
+    configure("memory://")
+    layer = get_channel_layer()
+    for n in range(2):
+        await layer.send("jobs", {"type": "job.work", "n": n, "seconds": seconds})
+    jobs = SyncJobs if kind == "sync" else Jobs
+    await Worker(jobs.as_asgi(), layer, ["jobs", "idle"], grace=grace).run()
+    await layer.close()
+    tell("ended")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)
+    match sys.argv[1:]:
+        case ["work", kind, grace, seconds]:
+            asyncio.run(work(kind, float(grace), float(seconds)))
+        case ["supervise", count, grace, *command]:
+            asyncio.run(run_processes([sys.executable, __file__, *command], int(count), float(grace)))
+            tell("supervisor ended")
+        case ["stubborn"]:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            tell(f"begun - in {os.getpid()}")
+            time.sleep(60)
+        case ["hasty"]:
+            tell(f"begun - in {os.getpid()}")
+            sys.exit(3)
