@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 
 import trunkline
-from frameworks.programs import Program, eventually
+from frameworks.programs import Program, environment, eventually
 
+SCRIPT = str(Path(sys.executable).with_name("trunkline"))
 COMMANDS = ("worker", "send", "group-send", "listen", "demo", "conform")
 APP = """
 import asyncio, os, pathlib
@@ -51,9 +51,9 @@ class Shell:
 
     def __call__(self, *words: str, stdin: str = "", env: dict[str, str] | None = None) -> Result:
         done = subprocess.run(
-            [sys.executable, "-m", "trunkline.cli", *words],
+            [sys.executable, SCRIPT, *words],
             cwd=self.folder,
-            env={**self._clean(), **self.env, **(env or {})},
+            env=environment(self.env, env),
             input=stdin,
             capture_output=True,
             text=True,
@@ -65,11 +65,6 @@ class Shell:
         return Program(
             ["-m", "trunkline.cli", *words], self.folder, self.folder / f"{words[0]}.log", self.env
         )
-
-    @staticmethod
-    def _clean() -> dict[str, str]:
-        mine = ("TRUNKLINE_URL", "TRUNKLINE_DIR", "DJANGO_SETTINGS_MODULE")
-        return {key: value for key, value in os.environ.items() if key not in mine}
 
 
 @pytest.fixture
@@ -259,12 +254,12 @@ def test_a_closed_pipe_ends_listen(shell: Shell) -> None:
     """`trunkline listen … | head -1` ends without a traceback."""
     for _ in range(3):
         shell("send", "queue", '{"type": "a"}')
-    command = f"{sys.executable} -m trunkline.cli listen queue --timeout 2 | head -1"
+    command = f"{sys.executable} {SCRIPT} listen queue --timeout 2 | head -1"
     done = subprocess.run(
         command,
         shell=True,
         cwd=shell.folder,
-        env={**os.environ, **shell.env},
+        env=environment(shell.env),
         capture_output=True,
         text=True,
         timeout=60,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -28,6 +29,9 @@ if not settings.configured:
     # Threads of the layer's machinery may ask for the layer too: only a test that names one has one.
     settings.configure(**{**values, "CHANNEL_LAYERS": {}, "DEBUG": False})
     django.setup()
+    import chatsite.asgi  # noqa: F401
+
+    os.environ.pop("DJANGO_SETTINGS_MODULE", None)  # which asgi.py sets for the servers it is made for
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command, get_commands
 
-from frameworks.programs import ROOT, Program, eventually
+from frameworks.programs import ROOT, Program, environment, eventually
 
 PROJECT = ROOT / "examples" / "django_chat"
 Manage = Callable[..., subprocess.CompletedProcess[str]]
@@ -27,7 +26,7 @@ def manage(project_env: dict[str, str]) -> Manage:
         return subprocess.run(
             [sys.executable, "manage.py", *words],
             cwd=PROJECT,
-            env={**os.environ, **project_env, **env},
+            env=environment(project_env, env),
             capture_output=True,
             text=True,
             timeout=60,
@@ -94,7 +93,7 @@ def test_without_click() -> None:
         'import sys; sys.modules["click"] = None; from django.core.management import execute_from_command_line as run; '
         'run(["manage.py", "trunkline", "send", "a", "{}"])'
     )
-    env = {**os.environ, "DJANGO_SETTINGS_MODULE": "chatsite.settings"}
+    env = environment(DJANGO_SETTINGS_MODULE="chatsite.settings")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, env=env, capture_output=True, text=True, timeout=60
     )

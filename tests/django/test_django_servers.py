@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sqlite3
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from frameworks.programs import ROOT, Program, daphne, eventually
+from frameworks.programs import ROOT, Program, daphne, environment, eventually
 
 SECONDS = 15
 PROJECT = ROOT / "examples" / "django_chat"
@@ -37,7 +36,7 @@ class Site(NamedTuple):
         done = subprocess.run(
             [sys.executable, "manage.py", *words],
             cwd=PROJECT,
-            env={**os.environ, **self.env},
+            env=environment(self.env),
             capture_output=True,
             text=True,
             timeout=60,

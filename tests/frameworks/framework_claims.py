@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sqlite3
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from frameworks.programs import Program, eventually
+from frameworks.programs import Program, environment, eventually
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 15
@@ -36,7 +35,7 @@ class Site(NamedTuple):
         done = subprocess.run(
             [sys.executable, "-m", "trunkline.cli", *words],
             cwd=HERE,
-            env={**os.environ, **self.env},
+            env=environment(self.env),
             capture_output=True,
             text=True,
             timeout=60,

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
-_FOREIGN = ("DJANGO_SETTINGS_MODULE", "TRUNKLINE_URL", "TRUNKLINE_DIR")  # what a developer's shell may hold
+_FOREIGN = ("DJANGO_SETTINGS_MODULE", "TRUNKLINE_URL", "TRUNKLINE_DIR")
 DEADLINE = 20.0  # seconds; the machine may be busy
 
 
@@ -29,6 +29,14 @@ def eventually(condition: Callable[[], Any], what: str, deadline: float = DEADLI
         time.sleep(0.02)
 
 
+def environment(*more: Mapping[str, str] | None, **words: str) -> dict[str, str]:
+    """The environment for a process, without what a developer's shell or another test may have put there."""
+    env = {key: value for key, value in os.environ.items() if key not in _FOREIGN}
+    for values in more:
+        env.update(values or {})
+    return {**env, **words}
+
+
 class Program:
     """One process, running from ``with`` to the end of the block."""
 
@@ -38,8 +46,7 @@ class Program:
         self.words = [sys.executable, *map(str, words)]
         self.cwd = cwd
         self.log = log
-        ours = {key: value for key, value in os.environ.items() if key not in _FOREIGN}
-        self.env = {**ours, "PYTHONUNBUFFERED": "1", **(env or {})}
+        self.env = environment(env, PYTHONUNBUFFERED="1")
 
     def __enter__(self) -> Self:
         with self.log.open("wb") as log:
