@@ -8,6 +8,7 @@ that ends with the call, and calls through ``layer.sync`` in none: those share o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import weakref
 from collections.abc import Callable, Mapping
@@ -263,7 +264,8 @@ def _release(nodes: dict[asyncio.AbstractEventLoop, Node]) -> None:
     """The layer object is gone: close what it held open, where that still can be done."""
     for loop, node in list(nodes.items()):
         if loop.is_running():
-            loop.call_soon_threadsafe(_close_soon, node)
+            with contextlib.suppress(RuntimeError):  # it ended in this very moment
+                loop.call_soon_threadsafe(_close_soon, node)
         else:
             node.abandon()
 
