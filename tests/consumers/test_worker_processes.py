@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import queue
 import signal
@@ -14,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from trunkline.opening import layer_from_url
 
 PROGRAM = Path(__file__).with_name("worker_program.py")
 
@@ -106,6 +109,26 @@ def test_a_signal_lets_the_message_in_hand_finish(start, kind, number):
     program.process.send_signal(number)
     assert program.ended() == 0
     assert [line.split(" in ")[0] for line in program.lines] == ["begun 0", "finished 0", "ended"]
+
+
+async def test_what_a_stopped_worker_did_not_take_stays_for_others(start, tmp_path):
+    """Jobs of a queue that processes share: each is done once, by the worker that was stopped amid them or after it."""
+    url = f"embedded://{tmp_path}/layer"
+    layer = layer_from_url(url)
+    for n in range(80):
+        await layer.send("jobs", {"type": "job.count", "n": n})
+    program = start("serve", url)
+    await asyncio.to_thread(program.until, lambda line: line == "counted 20")
+    program.process.terminate()
+    assert await asyncio.to_thread(program.ended) == 0
+    assert program.lines[-1] == "ended"
+    counted = [int(line.split()[1]) for line in program.lines if line.startswith("counted")]
+    left = []
+    while len(counted) + len(left) < 80:
+        left.append((await asyncio.wait_for(layer.receive("jobs"), 5))["n"])
+    assert left
+    assert sorted(counted + left) == list(range(80))
+    await layer.close()
 
 
 def test_a_job_beyond_its_grace_is_cancelled_and_named(start):

@@ -34,6 +34,20 @@ class SyncJobs(SyncConsumer):
         tell(f"finished {event['n']}")
 
 
+class Counting(AsyncConsumer):
+    async def job_count(self, event: dict[str, Any]) -> None:
+        await asyncio.sleep(0.002)
+        tell(f"counted {event['n']}")
+
+
+async def serve(url: str) -> None:
+    configure(url)
+    layer = get_channel_layer()
+    await Worker(Counting.as_asgi(), layer, ["jobs"], concurrency=3).run()
+    await layer.close()
+    tell("ended")
+
+
 async def work(kind: str, grace: float, seconds: float) -> None:
     configure("memory://")
     layer = get_channel_layer()
@@ -50,6 +64,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["work", kind, grace, seconds]:
             asyncio.run(work(kind, float(grace), float(seconds)))
+        case ["serve", url]:
+            asyncio.run(serve(url))
         case ["supervise", count, grace, *command]:
             asyncio.run(run_processes([sys.executable, __file__, *command], int(count), float(grace)))
             tell("supervisor ended")
