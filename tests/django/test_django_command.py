@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import signal
@@ -120,3 +121,14 @@ def test_call_command(layer: Any) -> None:
     with pytest.raises(CommandError):
         call_command("trunkline", "worker", "--processes", "2", "thumbnails", stderr=err)
     assert "on the command line only" in err.getvalue()
+
+
+async def test_call_command_leaves_the_servers_layer_open(layer: Any) -> None:
+    """A view may call it: who waits on the same layer object goes on waiting, keeps its groups, and is reached."""
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    waiting = asyncio.create_task(layer.receive(channel))
+    await asyncio.to_thread(call_command, "trunkline", "group-send", "g", '{"type": "a"}')
+    await asyncio.to_thread(call_command, "trunkline", "send", channel, '{"type": "b"}')
+    async with asyncio.timeout(10):
+        assert [await waiting, await layer.receive(channel)] == [{"type": "a"}, {"type": "b"}]

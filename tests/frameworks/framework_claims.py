@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -133,3 +133,20 @@ class FrameworkClaims:
         with pytest.raises(InvalidStatus) as refused:
             await socket(site.one, "ws/nowhere")
         assert refused.value.response.status_code == 403
+
+    async def test_workers_of_one_uvicorn(self, tmp_path: Path) -> None:
+        """With `uvicorn --workers 2` clients hear each other, whichever worker took their connection."""
+        env = {"TRUNKLINE_URL": f"embedded://{tmp_path}/layer"}
+        words = ["-m", "uvicorn", self.application, "--port", "0", "--workers", "2"]
+        async with AsyncExitStack() as stack:
+            server = stack.enter_context(Program(words, HERE, tmp_path / "log", env))
+            port = server.port()
+            server.printed(r"(?s)(startup complete.*){2}")
+            by_pid: dict[str, Any] = {}
+            async with asyncio.timeout(SECONDS):
+                while len(by_pid) < 2:  # the kernel chooses who accepts
+                    client = await stack.enter_async_context(socket(port, "ws/pid"))
+                    by_pid[await heard(client)] = client
+            one, two = by_pid.values()
+            await one.send("hello")
+            assert [await heard(one), await heard(two)] == ["hello"] * 2

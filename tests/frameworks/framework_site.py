@@ -41,6 +41,14 @@ class ChatConsumer(WebsocketConsumer):
         self.close(code=4001)
 
 
+class PidConsumer(ChatConsumer):
+    """The chat, which first says where it runs."""
+
+    def connect(self) -> None:
+        super().connect()
+        self.send(text_data=str(os.getpid()))
+
+
 class InboxConsumer(WebsocketConsumer):
     def connect(self) -> None:
         database("insert into clients values (?)", self.channel_name)
@@ -78,6 +86,7 @@ class ThumbnailConsumer(SyncConsumer):
 sockets = PathRouter(
     {
         "/chat": ChatConsumer.as_asgi(),
+        "/pid": PidConsumer.as_asgi(),
         "/inbox": InboxConsumer.as_asgi(),
         "/rooms/{room}/{user}": RoomConsumer.as_asgi(),
     }

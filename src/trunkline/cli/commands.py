@@ -8,8 +8,7 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
@@ -104,19 +103,23 @@ def worker(
             f"which application? name it first: {context.command_path} mysite.asgi:application {' '.join(words)}"
         )
     application, layer = target.application(path), _layer(context)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("trunkline").setLevel(logging.INFO)
+    _show_log()
+    mine = Worker(application, layer, channels, grace, concurrency)
+    if processes > 1:
+        asyncio.run(run_processes(_one_process(context), processes, grace))
+    else:
+        click.echo(f"working on {', '.join(channels)}", err=True)
+        asyncio.run(mine.run())
 
-    async def work() -> None:
-        async with _closing(layer):
-            mine = Worker(application, layer, channels, grace, concurrency)
-            if processes > 1:
-                await run_processes(_one_process(context), processes, grace)
-                return
-            click.echo(f"working on {', '.join(channels)}", err=True)
-            await mine.run()
 
-    asyncio.run(work())
+def _show_log() -> None:
+    """Show Trunkline's own log lines, unless the application has decided where they go."""
+    log = logging.getLogger("trunkline")
+    if not log.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
 
 
 def _one_process(context: click.Context) -> list[str]:
@@ -142,7 +145,7 @@ def send(context: click.Context, channel: str, message: str) -> None:
       echo '{"type": "thumbnail.make", "id": 7}' | trunkline send thumbnails -
     """
     layer, content = _layer(context), target.message(message)
-    _run(layer, lambda: layer.send(channel, content))
+    asyncio.run(layer.send(channel, content))
 
 
 @trunkline.command("group-send")
@@ -160,7 +163,7 @@ def group_send(context: click.Context, group: str, message: str) -> None:
       trunkline group-send chat '{"type": "chat.system_message", "text": "back in 5 minutes"}'
     """
     layer, content = _layer(context), target.message(message)
-    _run(layer, lambda: layer.group_send(group, content))
+    asyncio.run(layer.group_send(group, content))
 
 
 @trunkline.command()
@@ -190,9 +193,7 @@ def listen(
     """
     if (channel is None) == (group is None):
         raise target.Mistake("name either a CHANNEL or a --group GROUP")
-    layer = _layer(context)
-    code: int = _run(layer, lambda: _listen(layer, channel, group, count, timeout))
-    return code
+    return asyncio.run(_listen(_layer(context), channel, group, count, timeout))
 
 
 async def _listen(
@@ -272,20 +273,3 @@ def _needs(extra: str, module: str, name: str) -> Callable[..., Any]:
             f"this command needs {error.name}, which is not installed: pip install 'trunkline[{extra}]'"
         ) from error
     return found
-
-
-def _run(layer: Any, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    async def once() -> Any:
-        async with _closing(layer):
-            return await call()
-
-    return asyncio.run(once())
-
-
-@asynccontextmanager
-async def _closing(layer: Any) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        if hasattr(layer, "close"):  # not every layer of another maker has it
-            await layer.close()
