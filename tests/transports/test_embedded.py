@@ -377,14 +377,58 @@ async def test_a_keeping_up_consumer_is_never_refused(node: Open) -> None:
         await a.post("b", "c", b"x", 100, 60)
     await eventually(lambda: len(heard.frames) == 5000)
     b._inbox._deliver = deliver
-    await eventually(lambda: not b._taken)
+    await eventually(lambda: not b._depths._taken)
     await asyncio.gather(*(a.post("b", "c", b"x", 100, 60) for _ in range(100)))
     with pytest.raises(ChannelFull):
         await a.post("b", "c", b"x", 100, 60)
     await eventually(lambda: len(heard.frames) == 5100)
     b.taken("c", 1)
-    await eventually(lambda: not b._taken)
+    await eventually(lambda: not b._depths._taken)
     assert await a.post("b", "c", b"x", 100, 60)
+
+
+async def test_taken_one_by_one_counts_once(node: Open) -> None:
+    """Sixty frames taken in one loop tick, each reported by itself, make room for sixty and not one more."""
+    (a, _), (b, heard) = await node("a"), await node("b")
+    for _ in range(100):
+        assert await a.post("b", "c", b"x", 100, 60)
+    await eventually(lambda: len(heard.frames) == 100)
+    for _ in range(60):
+        b.taken("c", 1)
+    await eventually(lambda: not b._depths._taken)
+    for _ in range(60):
+        assert await a.post("b", "c", b"x", 100, 60)
+    with pytest.raises(ChannelFull):
+        await a.post("b", "c", b"x", 100, 60)
+
+
+async def test_a_laggard_cannot_fill_the_store(node: Open) -> None:
+    """When unread frames of a stopped node fill the store, senders go on; the node is told what it missed and
+    hears the rest in order."""
+    (a, _), (b, heard) = await node("a", max_size=4 << 20), await node("b", max_size=4 << 20)
+    await b.subscribe("t")
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(b._peers._own.fileno())
+    b._timers.pop("_tick").cancel()
+    sent = [b"%06d" % n + bytes(10_000) for n in range(1000)]
+    for frame in sent:
+        await a.publish("t", frame, 60)
+    loop.add_reader(b._peers._own.fileno(), b._peers._readable)
+    b._tick()
+    await eventually(lambda: heard.frames[-1:] == sent[-1:])
+    assert len(heard.gaps) == 1
+    assert heard.frames == sent[-len(heard.frames) :]
+
+
+async def test_the_write_ahead_log_stays_small(folder: Path, node: Open) -> None:
+    """The write-ahead log is copied into the file again and again instead of growing."""
+    (a, _), (b, heard) = await node("a"), await node("b")
+    await b.subscribe("t")
+    for _ in range(5000):
+        await a.publish("t", bytes(500), 60)
+    await eventually(lambda: len(heard.frames) == 5000)
+    assert (folder / "asgi/layer.db-wal").stat().st_size < 32 << 20
+    assert look(folder, "SELECT checkpoints > 3 FROM meta") == [(1,)]
 
 
 async def test_a_cancelled_write_leaves_the_others(node: Open) -> None:

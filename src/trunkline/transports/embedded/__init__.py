@@ -4,10 +4,12 @@ A frame is committed to the log first and pushed second, so whatever the push lo
 special: any of them may be killed at any moment. The rooms:
 
 - ``directory``  where the files are, and who may touch them
+- ``opening``    the log: made, or moved aside when it is not ours
 - ``store``      the log: every SQL statement, one method each
 - ``writer``     writes of one loop tick, one transaction
 - ``peers``      the datagram sockets: push, and who is alive
 - ``inbox``      what this node has read: at most once each, in each sender's order
+- ``depths``     posted frames that count against a capacity
 - ``pulls``      the local readers of shared queues
 - ``transport``  the contract
 """

@@ -30,7 +30,7 @@ def default_root() -> Path:
     ``$XDG_RUNTIME_DIR``: a service has none while the same user's shell has one, and it vanishes at log-out.
     """
     if chosen := os.environ.get("TRUNKLINE_DIR"):
-        return Path(chosen).absolute()
+        return Path(chosen).expanduser().absolute()
     project = Path.cwd()
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", project.name)[:24] or "root"
     digest = hashlib.blake2b(os.fsencode(project), digest_size=4).hexdigest()

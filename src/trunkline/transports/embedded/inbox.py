@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .depths import Depths
 from .store import Frame, Store
 
 __all__ = ["Inbox"]
@@ -21,30 +22,22 @@ _BYTES = 8 << 20
 class Inbox:
     """Decides what to deliver."""
 
-    def __init__(self, node: str, deliver: Callable[[bytes], None]) -> None:
+    def __init__(self, node: str, deliver: Callable[[bytes], None], depths: Depths) -> None:
         self._node = node
         self._deliver = deliver
+        self._depths = depths
         self.watermark = 0
         #: Bytes delivered since the watermark was last told to others, who keep them until then.
         self.untold = 0
         self._marks: dict[str, int] = {}
         #: Topic -> id up to which frames were published before the subscription.
         self.topics: dict[str, int] = {}
-        #: The capacity that the last posted frame of a channel named.
-        self.capacities: dict[str, int] = {}
-        #: Posted frames of each channel that were delivered and not yet reported as taken.
-        self.held: dict[str, int] = {}
 
     def reset(self, watermark: int) -> None:
         """Start from here: the log was replaced, or this node joined again."""
         self.watermark = watermark
         self._marks.clear()
         self.topics.clear()
-        self.forget_counts()
-
-    def forget_counts(self) -> None:
-        self.held.clear()
-        self.capacities.clear()
 
     def push(self, sender: str, previous: int, last: int, frames: list[list[Any]] | None) -> bool:
         """Take the frames of one datagram; False when the log must be read first."""
@@ -84,20 +77,8 @@ class Inbox:
         if id > self.topics.get(topic, id):
             self.untold += len(body) + 100
             if channel is not None:
-                self.hold(channel, capacity)
+                self._depths.hold(channel, capacity)
             self._deliver(body)
-
-    def hold(self, channel: str, capacity: int | None) -> None:
-        self.held[channel] = self.held.get(channel, 0) + 1
-        self.capacities[channel] = capacity or 1
-
-    def release(self, channel: str, count: int) -> None:
-        left = self.held.get(channel, 0) - count
-        if left > 0:
-            self.held[channel] = left
-        else:
-            self.held.pop(channel, None)
-            self.capacities.pop(channel, None)
 
     def unread_posts(self, store: Store, inbox: str) -> dict[str, int]:
         """How many posted frames of each channel wait in the log."""

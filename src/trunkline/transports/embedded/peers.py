@@ -17,6 +17,7 @@ import errno
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ _log = logging.getLogger("trunkline.embedded")
 
 #: Bytes of frames in one datagram; larger ones are fetched from the log. Default socket buffers take four of these.
 _LARGEST_PUSH = 32 << 10
-_LARGEST_DATAGRAM = 64 << 10
+#: What the kernel may hold of one sender; it doubles what it is told. No datagram is larger.
+_SEND_BUFFER = 104 << 10
 #: Datagrams read before other callbacks have their turn.
 _AT_ONCE = 32
 #: Seconds until a node is tried again on systems that cannot tell when its socket has room.
@@ -82,7 +84,7 @@ class Peers:
         self._peers: dict[str, _Peer] = {}
         self._staged: dict[str, _Peer] = {}
         self._dead: dict[str, None] = {}
-        self._buffer = memoryview(bytearray(_LARGEST_DATAGRAM))
+        self._buffer = memoryview(bytearray(2 * _SEND_BUFFER))
 
     # Life
 
@@ -155,10 +157,15 @@ class Peers:
         with contextlib.suppress(FileNotFoundError):
             self._path(node).unlink()
 
+    def forget(self, registered: Iterable[str]) -> None:
+        """Close the sockets to nodes that have left."""
+        for node in set(self._peers).difference(registered):
+            self._drop(node)
+
     def orphans(self, registered: Iterable[str]) -> list[str]:
         """Nodes with a socket file, older than ten seconds, and no registration."""
         known = {f"{name}.sock" for name in registered}
-        old = self._path(self._node).stat().st_mtime - 10
+        old = time.time() - 10  # a younger one may be about to register
         with os.scandir(self._nodes) as entries:
             strays = [e for e in entries if e.name.endswith(".sock") and e.name not in known]
             return [e.name.removesuffix(".sock") for e in strays if e.stat().st_mtime < old]
@@ -197,7 +204,7 @@ class Peers:
         if peer is None:
             return
         peer.last = frame.id
-        peer.size += len(frame.body)
+        peer.size += len(frame.body) + len(frame.topic) + len(frame.channel or "") + 32
         if peer.size <= _LARGEST_PUSH:
             peer.frames.append((frame.id, frame.topic, frame.channel, frame.capacity, frame.body))
 
@@ -249,16 +256,19 @@ class Peers:
         self._send(node, peer)
 
     def _lose(self, node: str, queues: set[str]) -> None:
+        self._drop(node)
+        self._dead[node] = None
+        if len(self._dead) > _GRAVES:
+            del self._dead[next(iter(self._dead))]
+        self._died(node, queues)
+
+    def _drop(self, node: str) -> None:
         peer = self._peers.pop(node, None)
         self._staged.pop(node, None)
         if peer is not None:
             if peer.behind:
                 self._loop.remove_writer(peer.socket.fileno())
             peer.socket.close()
-        self._dead[node] = None
-        if len(self._dead) > _GRAVES:
-            del self._dead[next(iter(self._dead))]
-        self._died(node, queues)
 
     # Receiving
 
@@ -276,4 +286,5 @@ class Peers:
 def _datagram_socket() -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     made.setblocking(False)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
     return made

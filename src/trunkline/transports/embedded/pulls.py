@@ -118,7 +118,10 @@ class Pulls:
                 store.await_work(queue, self._node)
             return lambda: self._hand_over(queue, readers, rows, idle)
 
-        self._writer.submit(work)
+        def failed() -> None:
+            readers.asking = False  # the safety tick asks again
+
+        self._writer.submit(work, failed)
 
     def _hand_over(self, queue: str, readers: _Readers, rows: list[Taken], idle: bool) -> None:
         readers.asking = False

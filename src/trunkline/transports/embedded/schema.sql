@@ -34,6 +34,6 @@ CREATE TABLE binding (
     topic TEXT, queue TEXT, capacity INTEGER NOT NULL, expires REAL NOT NULL, PRIMARY KEY (topic, queue)
 ) WITHOUT ROWID;
 
--- A random number that tells this file from one that replaced it.
-CREATE TABLE meta (epoch INTEGER NOT NULL);
-INSERT INTO meta VALUES (abs(random()) % 4294967296);
+-- `epoch`: a random number that tells this file from one that replaced it.
+CREATE TABLE meta (epoch INTEGER NOT NULL, checkpoints INTEGER NOT NULL);
+INSERT INTO meta VALUES (abs(random()) % 4294967296, 0);

@@ -18,18 +18,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...errors import ConfigurationError, TransportUnavailable
-
-__all__ = ["Busy", "Frame", "Identity", "Store", "is_busy", "is_corrupt", "is_full", "open_store"]
+__all__ = ["Frame", "Identity", "Store", "close_inherited", "identity", "is_busy", "is_corrupt", "is_full"]
 
 _log = logging.getLogger("trunkline.embedded")
 
-_SCHEMA = Path(__file__).with_name("schema.sql")
-_VERSION = 1
-_APPLICATION = 0x54524E4B  # "TRNK"
-_PAGE = 4096
 #: Seconds that an expired frame stays for a node that is only late.
 _GRACE = 5.0
+#: Commits, and bytes of frames, after which the write-ahead log is copied into the file.
+_CHECKPOINT = 250
+_CHECKPOINT_BYTES = 4 << 20
 #: Seconds that ``begin`` may keep the event loop.
 _SPIN = 0.00015
 
@@ -37,10 +34,6 @@ _SPIN = 0.00015
 _inherited: list[sqlite3.Connection] = []
 
 Identity = tuple[int, int]
-
-
-class Busy(Exception):
-    """Another process holds the lock right now."""
 
 
 class Frame(NamedTuple):
@@ -81,9 +74,12 @@ class Store:
         self.max_size = max_size
         self.identity = identity(path)
         self.epoch: int = self._one("SELECT epoch FROM meta")
+        lock = path.with_name("checkpoint")
+        self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._commits = self._bytes = 0
         self._process = os.getpid()
         self._seen_version = -1
-        self._debt = 0
+        self._debt = self._debt_bytes = 0
 
     def _one(self, sql: str, *values: Any) -> Any:
         row = self._do(sql, values).fetchone()
@@ -108,6 +104,33 @@ class Store:
 
     def commit(self) -> None:
         self._do("COMMIT")
+        self._commits += 1
+        if self._commits >= _CHECKPOINT or self._bytes >= _CHECKPOINT_BYTES:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Copy the write-ahead log into the file, one process at a time.
+
+        SQLite before 3.51.3 can lose pages when a checkpoint starts in the instant another connection starts the log
+        over. It is only started over once all of it was copied: so copy under a lock, and first write something that
+        needs copying.
+        """
+        self._commits = self._bytes = 0
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # another process is at it
+        try:
+            if self.begin():
+                self._do("UPDATE meta SET checkpoints = checkpoints + 1")
+                self._do("COMMIT")
+                self._do("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:
+            self.rollback()
+            if not (is_busy(error) or is_full(error)):
+                _log.warning("cannot checkpoint %s: %s", self.path, error)
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def rollback(self) -> None:
         if self._connection.in_transaction:  # some errors have rolled back already
@@ -115,6 +138,7 @@ class Store:
                 self._do("ROLLBACK")
 
     def close(self) -> None:
+        self._close_lock()
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
 
@@ -123,7 +147,13 @@ class Store:
         if os.getpid() == self._process:
             self.close()
         else:
+            self._close_lock()
             _inherited.append(self._connection)
+
+    def _close_lock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def moved(self) -> bool:
         """Whether the path no longer leads to the open file."""
@@ -195,10 +225,12 @@ class Store:
             "INSERT INTO frame (topic, sender, channel, capacity, expires, body) VALUES (?, ?, ?, ?, ?, ?)",
             row,
         )
-        self._debt += 1 + len(body) // 8192
-        if self._debt >= 32:
-            self.purge(2 * self._debt)
-            self._debt = 0
+        self._bytes += len(body)
+        self._debt += 1
+        self._debt_bytes += len(body)
+        if self._debt >= 32 or self._debt_bytes > 1 << 20:
+            self.purge(2 * self._debt, time.time() - _GRACE)
+            self._debt = self._debt_bytes = 0
         assigned: int = done.lastrowid or 0
         return assigned
 
@@ -212,8 +244,8 @@ class Store:
         )
         return map(Frame._make, rows)
 
-    def purge(self, count: int) -> None:
-        """Delete up to ``count`` of the oldest frames: read by every node, or expired."""
+    def purge(self, count: int, stale: float) -> None:
+        """Delete up to ``count`` of the oldest frames: read by every node, or expired before ``stale``."""
         oldest = self._one("SELECT min(id) FROM frame")
         if oldest is None:
             return
@@ -222,7 +254,6 @@ class Store:
             self._do("DELETE FROM frame WHERE id <= ?", (min(read, oldest + count),))
             return
         head = self._do("SELECT id, expires FROM frame ORDER BY id LIMIT ?", (count,)).fetchall()
-        stale = time.time() - _GRACE
         fresh = next((index for index, (_, expires) in enumerate(head) if expires > stale), len(head))
         if fresh == 0:
             return
@@ -261,6 +292,7 @@ class Store:
 
     def enqueue(self, queue: str, expires: float, body: bytes, row: int | None = None) -> None:
         """Add a frame to a queue; with ``row``, back where it was."""
+        self._bytes += len(body)
         self._do("INSERT INTO queue VALUES (?, ?, ?, ?)", (row, queue, expires, body))
 
     def dequeue(self, queue: str, count: int) -> list[tuple[int, float, bytes]]:
@@ -318,10 +350,14 @@ class Store:
             or self._one("SELECT 1 FROM binding WHERE expires <= ? LIMIT 1", now) is not None
         )
 
-    def clean(self, count: int = 2000) -> None:
+    def drop_older_half(self) -> None:
+        """Delete the older half of the log, read or not; nodes that had not read it are told."""
+        self.purge(self._one("SELECT count(*) FROM frame") // 2 + 1, float("inf"))
+
+    def clean(self, count: int = 1 << 30) -> None:
         """Delete up to ``count`` frames of the log and of the queues that nobody will read, and expired bindings."""
         now = time.time()
-        self.purge(count)
+        self.purge(count, now - _GRACE)
         self._do(
             "DELETE FROM queue WHERE id IN (SELECT id FROM queue WHERE expires <= ? LIMIT ?)", (now, count)
         )
@@ -336,9 +372,6 @@ class Store:
             self._do(f"DELETE FROM {table}")
 
 
-# Opening
-
-
 def identity(path: Path) -> Identity | None:
     """What tells this file from another at the same path; None when none can be reached there."""
     try:
@@ -348,36 +381,7 @@ def identity(path: Path) -> Identity | None:
     return found.st_dev, found.st_ino
 
 
-def open_store(folder: Path, max_size: int, condemned: Identity | None = None) -> Store:
-    """Open the log of a folder, made fresh where there is none.
-
-    A file that is not ours is moved aside, and so is ``condemned``, found corrupt.
-
-    Raises:
-        Busy: Another process is opening it; try again.
-        TransportUnavailable: The file cannot be opened.
-        ConfigurationError: A newer version of Trunkline wrote it.
-    """
-    path = folder / "layer.db"
-    _close_inherited()
-    with _opening_lock(folder / "lock"):
-        if condemned is not None and identity(path) == condemned:
-            _move_aside(path, "it is corrupt")
-        try:
-            found = _connect(path, max_size)
-            if isinstance(found, str):
-                _move_aside(path, found)
-                found = _connect(path, max_size)
-            if isinstance(found, str):
-                raise TransportUnavailable(f"{path} cannot be made: {found}")
-            return Store(found, path, max_size)
-        except sqlite3.Error as error:
-            if is_busy(error):
-                raise Busy from error
-            raise TransportUnavailable(f"cannot open {path}: {error}") from error
-
-
-def _close_inherited() -> None:
+def close_inherited() -> None:
     """Close what a forked process got from its parent.
 
     SQLite counts locks per process: as long as a connection of the parent is known here, a new one would believe that
@@ -391,76 +395,3 @@ def _close_inherited() -> None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
         else:
             connection.close()
-
-
-@contextlib.contextmanager
-def _opening_lock(path: Path) -> Iterator[None]:
-    try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise TransportUnavailable(f"cannot open {path}: {error}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise Busy from error
-    finally:
-        os.close(lock)
-
-
-def _connect(path: Path, max_size: int) -> sqlite3.Connection | str:
-    """A connection to a file with our schema, or why the file is not ours."""
-    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
-    kept = False
-    try:
-        path.chmod(0o600)  # before the -wal and -shm files, which inherit it
-        problem = _adopt(connection, path)
-        if problem is not None:
-            return problem
-        connection.execute("PRAGMA synchronous = OFF")  # a power cut may lose the messages of that moment
-        connection.execute("PRAGMA secure_delete = OFF")
-        connection.execute(f"PRAGMA max_page_count = {max(64, max_size // _PAGE)}")
-        connection.execute(f"PRAGMA journal_size_limit = {16 << 20}")
-        kept = True
-        return connection
-    except sqlite3.DatabaseError as error:
-        if is_corrupt(error):
-            return str(error)
-        raise
-    finally:
-        if not kept:
-            connection.close()
-
-
-def _adopt(connection: sqlite3.Connection, path: Path) -> str | None:
-    def pragma(name: str) -> int:
-        value: int = connection.execute(f"PRAGMA {name}").fetchone()[0]
-        return value
-
-    application, version = pragma("application_id"), pragma("user_version")
-    if application == 0 and version == 0 and not pragma("schema_version"):
-        connection.execute(f"PRAGMA page_size = {_PAGE}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA.read_text('utf-8')} PRAGMA application_id = {_APPLICATION};"
-            f" PRAGMA user_version = {_VERSION}; COMMIT;"
-        )
-        return None
-    if application != _APPLICATION:
-        return "another program wrote it"
-    if version > _VERSION:
-        raise ConfigurationError(
-            f"{path} was written by a newer Trunkline (schema {version}, this one knows {_VERSION}): run one version "
-            "in all processes, or give this one a folder of its own"
-        )
-    if version < _VERSION:
-        return f"an older Trunkline wrote it (schema {version})"
-    return None
-
-
-def _move_aside(path: Path, reason: str) -> None:
-    aside = path.with_name(f"{path.name}.aside-{time.time_ns()}")
-    for end in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(f"{path}{end}", f"{aside}{end}")
-    _log.warning("%s was moved aside to %s and a fresh one made: %s", path, aside, reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import time
 import weakref
 from collections.abc import Sequence
@@ -16,11 +17,13 @@ from typing import Any, Self
 
 from ...errors import ChannelFull, ConfigurationError, MessageTooLarge, TransportUnavailable
 from ...transport import Arrivals, Transport
+from .depths import Depths
 from .directory import default_root, path_of_url, prepare
 from .inbox import Inbox
+from .opening import Busy, open_store
 from .peers import Peers
 from .pulls import Pulls
-from .store import Busy, Frame, Identity, Store, open_store
+from .store import Frame, Identity, Store, is_busy, is_corrupt
 from .writer import After, StoreFull, Writer
 
 __all__ = ["EmbeddedTransport"]
@@ -28,8 +31,6 @@ __all__ = ["EmbeddedTransport"]
 #: Seconds between two safety ticks; every third one is a heartbeat.
 _TICK = 1.0
 _HEARTBEAT = 3
-#: Seconds until a count of taken frames is written down, if it is not urgent.
-_TAKEN = 0.1
 #: Bytes read after which the watermark is told at once, so that others can delete.
 _UNTOLD = 8 << 20
 #: Seconds that opening waits for other processes that are opening too.
@@ -83,11 +84,11 @@ class EmbeddedTransport(Transport):
         self._loop = asyncio.get_running_loop()
         self._node, self._arrivals = node, arrivals
         self._topics: dict[str, None] = {f"@{node}": None}
-        self._inbox = Inbox(node, arrivals.deliver)
         self._peers = Peers(self._loop, node, self._arrived, self._died)
         self._writer = Writer(self._loop, self._peers.send, self._lose_store)
+        self._depths = Depths(self._loop, node, self._writer)
+        self._inbox = Inbox(node, arrivals.deliver, self._depths)
         self._pulls = Pulls(self._loop, node, self._writer, self._wake)
-        self._taken: dict[str, int] = {}
         self._beats = 0
         self._told = 0
         _open.add(self)
@@ -127,6 +128,7 @@ class EmbeddedTransport(Transport):
         self._timers.clear()
         self._writer.use(None, "it is closed")
         self._writer.stop()
+        self._depths.stop()
         self._peers.close()
         if self._store is not None:
             self._store.close()
@@ -187,7 +189,7 @@ class EmbeddedTransport(Transport):
         self._writer.use(None, reason)
         self._peers.close()
         store.close()
-        self._taken.clear()
+        self._depths.forget()
         self._recover(reason, store.identity if corrupt else None)
 
     def _recover(self, reason: str, condemned: Identity | None) -> None:
@@ -314,37 +316,14 @@ class EmbeddedTransport(Transport):
 
     def _deliver_own(self, channel: str | None, capacity: int | None, frame: bytes) -> bool:
         if channel is not None:
-            self._inbox.hold(channel, capacity)
+            self._depths.hold(channel, capacity)
         if self._arrivals is not None:
             self._arrivals.deliver(frame)
         return True
 
     def taken(self, channel: str, count: int) -> None:
-        if self._arrivals is None or self._store is None:
-            return
-        pending = self._taken[channel] = self._taken.get(channel, 0) + count
-        # Urgent when senders may be refused soon: others see what is held here, these included.
-        capacity = self._inbox.capacities.get(channel, 1)
-        if pending * 4 >= capacity or self._inbox.held.get(channel, 0) * 2 >= capacity:
-            self._report_taken()
-        else:
-            self._after(_TAKEN, self._report_taken)
-
-    def _report_taken(self) -> None:
-        if self._taken:
-            self._writer.submit(self._write_taken)
-
-    def _write_taken(self, store: Store) -> After:
-        taken = dict(self._taken)
-        for channel, count in taken.items():
-            store.set_depth(self._node, channel, store.depth(self._node, channel) - count)
-
-        def after() -> None:
-            for channel, count in taken.items():
-                self._inbox.release(channel, count)
-            self._taken = {}
-
-        return after
+        if self._store is not None:
+            self._depths.take(channel, count)
 
     # Queues
 
@@ -390,13 +369,9 @@ class EmbeddedTransport(Transport):
 
         def work(store: Store) -> After:
             store.flush()
-            return self._forget_counts
+            return self._depths.forget
 
         await self._writer.write(work)
-
-    def _forget_counts(self) -> None:
-        self._taken = {}
-        self._inbox.forget_counts()
 
     def _check_size(self, frame: bytes) -> None:
         self._check_open()
@@ -430,8 +405,12 @@ class EmbeddedTransport(Transport):
         if store is None or self._arrivals is None:
             return
         before = self._inbox.watermark
-        complete = self._inbox.read(store)
-        missed = store.missed(self._node)
+        try:
+            complete = self._inbox.read(store)
+            missed = store.missed(self._node)
+        except sqlite3.Error as error:
+            self._stumble(store, error)
+            return
         if missed is None:
             self._lose_store("another process took this node for dead")
             return
@@ -442,6 +421,13 @@ class EmbeddedTransport(Transport):
             self._tell_watermark()
         if not complete:
             self._after(0, self._read)
+
+    def _stumble(self, store: Store, error: sqlite3.Error) -> None:
+        """Reading failed: look again soon when the store is only busy, else let go of it."""
+        if is_busy(error):
+            self._after(0.005, self._read)
+        elif store is self._store:
+            self._lose_store(f"{store.path}: {error}", is_corrupt(error))
 
     def _tell_watermark(self) -> None:
         watermark = self._told = self._inbox.watermark
@@ -454,14 +440,7 @@ class EmbeddedTransport(Transport):
         self._writer.submit(work)
 
     def _recount(self, store: Store) -> After:
-        """Count the posted frames afresh: some expired uncounted."""
-        waiting = self._inbox.unread_posts(store, f"@{self._node}")
-        for channel, count in self._inbox.held.items():
-            waiting[channel] = waiting.get(channel, 0) + count
-        store.forget_depths(self._node)
-        for channel, count in waiting.items():
-            store.set_depth(self._node, channel, count)
-        return _nothing
+        return self._depths.recount(store, self._inbox.unread_posts(store, f"@{self._node}"))
 
     # Others
 
@@ -495,21 +474,29 @@ class EmbeddedTransport(Transport):
             return
         if store.moved():
             self._lose_store(f"{store.path} was deleted or replaced")
-            return
-        if not self._peers.bound():
+        elif not self._peers.bound():
             self._lose_store(f"the socket of this node in {store.path.parent} was deleted")
-            return
-        self._beats += 1
+        else:
+            try:
+                self._look_around(store)
+            except sqlite3.Error as error:
+                self._stumble(store, error)
+
+    def _look_around(self, store: Store) -> None:
         if store.changed():
             self._read()
+        if self._store is not store:
+            return
         self._pulls.refresh(store)
         if self._inbox.watermark != self._told:
             self._tell_watermark()
+        self._beats += 1
         if self._beats % _HEARTBEAT == 0:
             self._heartbeat(store)
 
     def _heartbeat(self, store: Store) -> None:
         nodes = store.nodes()
+        self._peers.forget(nodes)
         for node in [*nodes, *self._peers.orphans(nodes)]:
             if node != self._node and not self._peers.probe(node):
                 self._died(node, set())
@@ -525,7 +512,7 @@ def _enqueue(store: Store, queue: str, expires: float, body: bytes) -> list[tupl
 
 
 def _clean(store: Store) -> After:
-    store.clean()
+    store.clean(2000)
     return _nothing
 
 

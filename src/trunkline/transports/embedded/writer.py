@@ -34,17 +34,20 @@ _PATIENCE = 5.0
 
 
 class _Job:
-    __slots__ = ("error", "future", "since", "value", "work")
+    __slots__ = ("error", "failed", "future", "since", "value", "work")
 
-    def __init__(self, work: Work, future: asyncio.Future[Any] | None, since: float) -> None:
+    def __init__(self, work: Work, since: float, failed: Callable[[], None] | None = None) -> None:
         self.work = work
-        self.future = future
+        self.future: asyncio.Future[Any] | None = None
+        self.failed = failed
         #: Loop time when it was asked for; infinite for a write that nobody waits for.
         self.since = since
         self.value: Any = None
         self.error: BaseException | None = None
 
     def settle(self) -> None:
+        if self.error is not None and self.failed is not None:
+            self.failed()
         if self.future is None or self.future.done():
             return
         if self.error is not None:
@@ -88,7 +91,7 @@ class Writer:
         Raises:
             TransportUnavailable: It was not committed.
         """
-        job = _Job(work, None, self._loop.time())
+        job = _Job(work, self._loop.time())
         if self._turn is None and not self._jobs:
             self._turn = self._loop.call_soon(self._next_turn)
             if self._run([job]):
@@ -100,10 +103,13 @@ class Writer:
         self._schedule()
         return await job.future
 
-    def submit(self, work: Work) -> None:
-        """Run ``work`` with the next transaction; nobody waits for it. A store that is lost forgets it."""
+    def submit(self, work: Work, failed: Callable[[], None] | None = None) -> None:
+        """Run ``work`` with the next transaction; nobody waits for it. ``failed`` is called if it was not committed.
+
+        Without a store it is forgotten: whatever it was about is made anew with the next one.
+        """
         if self._store is not None:
-            self._jobs.append(_Job(work, None, float("inf")))
+            self._jobs.append(_Job(work, float("inf"), failed))
             self._schedule()
 
     def _schedule(self) -> None:
@@ -161,8 +167,7 @@ class Writer:
         except Exception as error:
             store.rollback()
             if len(jobs) > 1:  # one of them is the culprit: let it fail alone
-                for job in jobs:
-                    self._run_alone(job)
+                self._run_each(jobs)
                 return True
             jobs[0].error = self._translate(store, error)
             jobs[0].settle()
@@ -179,10 +184,12 @@ class Writer:
             job.settle()
         return True
 
-    def _run_alone(self, job: _Job) -> None:
-        if not self._run([job]):
-            self._jobs.append(job)
-            self._schedule()
+    def _run_each(self, jobs: list[_Job]) -> None:
+        for index, job in enumerate(jobs):
+            if not self._run([job]):
+                self._jobs.extend(jobs[index:])  # all of the rest: they keep their order
+                self._schedule()
+                return
 
     def _transact(self, store: Store, jobs: list[_Job]) -> list[tuple[_Job, After]] | None:
         afters: list[tuple[_Job, After]] = []
@@ -203,15 +210,26 @@ class Writer:
         return afters
 
     def _transact_in_less_room(self, store: Store, job: _Job) -> list[tuple[_Job, After]] | None:
-        if not store.begin():
-            return None
-        store.clean(1 << 30)
-        store.commit()
-        if not store.begin():
-            return None
-        after = job.work(store)
-        store.commit()
-        return [(job, after)]
+        full: sqlite3.Error | None = None
+        # A process that is stopped may not stop the others: at last its unread frames go, and it is told.
+        for make_room in (store.clean, store.drop_older_half):
+            if not store.begin():
+                return None
+            make_room()
+            store.commit()
+            if not store.begin():
+                return None
+            try:
+                after = job.work(store)
+            except sqlite3.Error as error:
+                store.rollback()
+                if not is_full(error):
+                    raise
+                full = error
+            else:
+                store.commit()
+                return [(job, after)]
+        raise full or RuntimeError("unreachable")
 
     def _translate(self, store: Store, error: Exception) -> BaseException:
         if is_full(error):
