@@ -379,12 +379,14 @@ def test_what_dies_again_and_again_is_given_up() -> None:
 
 def test_nothing_outlives_the_demo(tmp_path: Path) -> None:
     """When the demo itself is killed, its servers and its worker end too."""
-    demo = Demo(TMPDIR=str(tmp_path))
+    demo, pids = Demo(TMPDIR=str(tmp_path)), [0]
     try:
         pids = demo.pids()
         demo.process.kill()
         eventually(lambda: not any(alive(pid) for pid in pids[1:]))
     finally:
+        for pid in filter(alive, pids[1:]):
+            os.kill(pid, signal.SIGKILL)
         demo.close()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import math
 import os
 import shlex
 import signal
@@ -27,7 +28,7 @@ __all__ = ["run"]
 _NEEDS = {"uvicorn": "uvicorn", "websockets": "websockets", "PIL": "pillow"}
 #: Seconds a child may take to start, and to end.
 _START, _END = 30.0, 5.0
-#: A child that ends this many times in a row, each within so many seconds of its start, is not started again.
+#: A child that ends this many times in a row, each before it has served for so many seconds, is not started again.
 _TIMES, _YOUNG = 5, 3.0
 
 
@@ -181,11 +182,10 @@ class _Demo:
         """Have this part running until it is time to stop."""
         young = 0
         while not self._stop.is_set():
-            began = time.monotonic()
             how = await part.run(env, self._stop)
             if self._stop.is_set():
                 return
-            young = young + 1 if time.monotonic() - began < _YOUNG else 0
+            young = young + 1 if time.monotonic() - part.served_from < _YOUNG else 0
             if young >= _TIMES:
                 self._failure = f"{part.name} {how} {_TIMES} times in a row; giving up."
                 self._stop.set()
@@ -204,6 +204,8 @@ class _Part:
         self.pid = 0
         #: Set once the first child serves.
         self.ready = asyncio.Event()
+        #: When the present child began to serve; endlessly far ahead until it does.
+        self.served_from = math.inf
         self._arguments = arguments
         self._inherit = inherit
 
@@ -218,6 +220,7 @@ class _Part:
             start_new_session=True,  # a terminal's Ctrl-C is for the parent alone, which then ends its children
         )
         self.pid = child.pid
+        self.served_from = math.inf
         ended = asyncio.create_task(child.wait())
         stopped = asyncio.create_task(stop.wait())
         greeting = asyncio.create_task(self._greeted(child))
@@ -235,17 +238,15 @@ class _Part:
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
     async def _greeted(self, child: asyncio.subprocess.Process) -> None:
-        output = child.stdout
-        if output is None:
-            return
         try:
             async with asyncio.timeout(_START):
-                line = await output.readline()
+                line = await child.stdout.readline() if child.stdout else b""
         except TimeoutError:
             _say(f"{self.name} (pid {self.pid}) did not start within {_START:g} s and is ended.")
             child.kill()
             return
         if line == b"ready\n":
+            self.served_from = time.monotonic()
             again = self.ready.is_set()
             self.ready.set()
             if again:
