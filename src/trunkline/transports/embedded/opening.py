@@ -51,10 +51,16 @@ def open_store(folder: Path, max_size: int, condemned: Identity | None = None) -
             if isinstance(found, str):
                 _move_aside(path, found)
                 found = _connect(path, max_size)
-            if isinstance(found, str):
-                raise TransportUnavailable(f"{path} cannot be made: {found}")
+        except (sqlite3.Error, OSError) as error:
+            if is_busy(error):
+                raise Busy from error
+            raise TransportUnavailable(f"cannot open {path}: {error}") from error
+        if isinstance(found, str):
+            raise TransportUnavailable(f"{path} cannot be made: {found}")
+        try:
             return Store(found, path, max_size)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
+            found.close()
             if is_busy(error):
                 raise Busy from error
             raise TransportUnavailable(f"cannot open {path}: {error}") from error

@@ -166,9 +166,12 @@ class Peers:
         """Nodes with a socket file, older than ten seconds, and no registration."""
         known = {f"{name}.sock" for name in registered}
         old = time.time() - 10  # a younger one may be about to register
-        with os.scandir(self._nodes) as entries:
-            strays = [e for e in entries if e.name.endswith(".sock") and e.name not in known]
-            return [e.name.removesuffix(".sock") for e in strays if e.stat().st_mtime < old]
+        found = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._nodes) as entries:  # one left meanwhile
+            for entry in entries:
+                if entry.name not in known and entry.name.endswith(".sock") and entry.stat().st_mtime < old:
+                    found.append(entry.name.removesuffix(".sock"))
+        return found
 
     def _connect(self, node: str) -> socket.socket:
         made = _datagram_socket()
@@ -189,9 +192,7 @@ class Peers:
             except (ConnectionRefusedError, FileNotFoundError):
                 self._lose(node, {queue} if queue else set())
                 return None
-            except (
-                OSError
-            ) as error:  # no descriptor left: the node finds its frames by itself, within a second
+            except OSError as error:  # no descriptor left; the node looks into the log within a second
                 _log.warning("cannot wake node %s: %s", node, error)
                 return None
             self._dead.pop(node, None)

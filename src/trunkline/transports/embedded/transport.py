@@ -67,6 +67,8 @@ class EmbeddedTransport(Transport):
         self._node = ""
         self._arrivals: Arrivals | None = None
         self._store: Store | None = None
+        #: A corrupt file, to be moved aside.
+        self._condemned: Identity | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     @classmethod
@@ -139,6 +141,7 @@ class EmbeddedTransport(Transport):
         if self._arrivals is None:
             return
         self._arrivals = None
+        self._writer.abandon()
         self._peers.abandon()
         if self._store is not None:
             self._store.abandon()
@@ -154,11 +157,11 @@ class EmbeddedTransport(Transport):
 
     # The store: attached, lost, attached again
 
-    def _attach(self, condemned: Identity | None = None) -> bool:
+    def _attach(self) -> bool:
         """Open the store, bind, register, subscribe: in this order, so that visible means alive. False when busy."""
         folder = prepare(self._root, self._prefix)
         try:
-            store = open_store(folder, self._max_size, condemned)
+            store = open_store(folder, self._max_size, self._condemned)
         except Busy:
             return False
         try:
@@ -173,10 +176,13 @@ class EmbeddedTransport(Transport):
         except BaseException as error:
             self._peers.close()
             store.close()
-            if isinstance(error, OSError):
-                raise TransportUnavailable(f"cannot bind a socket in {folder / 'nodes'}: {error}") from error
+            if is_corrupt(error):
+                self._condemned = store.identity
+                return False
+            if isinstance(error, (OSError, sqlite3.Error)):
+                raise TransportUnavailable(f"cannot join {folder}: {error}") from error
             raise
-        self._store = store
+        self._store, self._condemned = store, None
         self._told = self._inbox.watermark
         self._writer.use(store)
         return True
@@ -190,19 +196,20 @@ class EmbeddedTransport(Transport):
         self._peers.close()
         store.close()
         self._depths.forget()
-        self._recover(reason, store.identity if corrupt else None)
+        self._condemned = store.identity if corrupt else None
+        self._recover(reason)
 
-    def _recover(self, reason: str, condemned: Identity | None) -> None:
+    def _recover(self, reason: str) -> None:
         if self._arrivals is None:
             return
         try:
-            attached = self._attach(condemned)
+            attached = self._attach()
         except (TransportUnavailable, ConfigurationError) as error:
             self._writer.use(None, f"{reason}; {error}")
-            self._after(_TICK, self._recover, reason, condemned)
+            self._after(_TICK, self._recover, reason)
             return
         if not attached:
-            self._after(0.005, self._recover, reason, condemned)
+            self._after(0.005, self._recover, reason)
             return
         self._arrivals.gap(None, reason)
         self._pulls.restart()
@@ -468,6 +475,8 @@ class EmbeddedTransport(Transport):
             self._pulls.pass_on(queue)
 
     def _tick(self) -> None:
+        if self._arrivals is None:  # a forked child that goes on with its parent's loop
+            return
         self._after(_TICK, self._tick)
         store = self._store
         if store is None:

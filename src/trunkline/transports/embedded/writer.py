@@ -152,6 +152,12 @@ class Writer:
                 handle.cancel()
         self._turn = self._retry = None
 
+    def abandon(self) -> None:
+        """Forget everything; nobody is told, for this may be a forked child or the loop be closed."""
+        self._store, self._why = None, "it was abandoned"
+        self._jobs.clear()
+        self.stop()
+
     # One transaction
 
     def _run(self, jobs: list[_Job]) -> bool:
