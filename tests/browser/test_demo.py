@@ -351,6 +351,18 @@ async def test_ctrl_c_ends_everything() -> None:
         assert demo.output.splitlines()[-2:] == ["", "Ending the servers and the worker."]
 
 
+async def test_the_layer_may_be_another(tmp_path: Path) -> None:
+    """TRUNKLINE_URL names the layer to use; the demo says so and leaves what it found in place."""
+    url = f"embedded://{tmp_path}/mine"
+    with running(TRUNKLINE_URL=url) as demo:
+        assert demo.layer == url
+        async with two_windows(demo, "mine") as (ada, grace):
+            await ada.ask(do="announce", text="heard")
+            assert (await grace.line(**{"is": "announcement"}))["text"] == "heard"
+        assert demo.close() == 0
+    assert (tmp_path / "mine").is_dir()
+
+
 async def test_servers_take_turns_where_the_kernel_does_not_spread() -> None:
     """On systems other than Linux the servers inherit one listening socket, and each still gets connections."""
     code = "import sys, types; import trunkline.demo.serve as serve; "
