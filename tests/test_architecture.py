@@ -12,12 +12,13 @@ import pytest
 import trunkline
 
 ROOT = Path(trunkline.__file__).parent
-PURE = {"errors", "names", "settings", "envelope", "switchboard", "continuity"}
+PURE = {"errors", "names", "codecs", "settings", "envelope", "switchboard", "continuity"}
 #: Standard library modules a pure room must not touch: time and the network come in as arguments.
 IMPURE = {"asyncio", "time", "socket", "random", "threading", "select", "ssl", "logging"}
 #: Rooms that see ChannelLayer only: never a transport, the node or the switchboard.
 OUTSIDE = {"consumers", "routing", "worker", "cli", "demo", "django"}
 CORE = {
+    "codecs",
     "errors",
     "names",
     "settings",

@@ -4,6 +4,7 @@ Processes of one application talk through named channels and groups: ``send`` to
 share, ``group_send`` to everyone in a group, wherever they are connected.
 """
 
+from .codecs import register_serializer
 from .errors import (
     ChannelFull,
     ConfigurationError,
@@ -35,5 +36,6 @@ __all__ = [
     "configure",
     "get_channel_layer",
     "layer_from_url",
+    "register_serializer",
     "safe_group_name",
 ]

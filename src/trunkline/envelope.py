@@ -4,23 +4,21 @@ A frame is what travels::
 
     magic u8 · kind u8 · expires f64 (seconds, the transport's clock) · address length u8 · address · body
 
-The body is the message in msgpack, or with encryption a 12-byte nonce and its AES-256-GCM ciphertext; the part before it
-is authenticated with it. A message is encoded when it is sent, whatever the transport, so what cannot travel fails in
-the sender's hands, with the path of the value that is to blame.
+The body is the message in msgpack, or what ``serializer_format`` names; with encryption a 12-byte nonce and its AES-256-GCM
+ciphertext, which also authenticates the part before it. A message is encoded when it is sent, whatever the transport, so
+what cannot travel fails in the sender's hands.
 """
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import ormsgpack
-
-from .errors import ConfigurationError, InvalidMessage, MessageTooLarge
+from .codecs import MSGPACK, Codec
+from .errors import ConfigurationError, MessageTooLarge
 
 __all__ = ["CHANNEL", "CONTROL", "GROUP", "Envelope", "FrameError", "Message", "Seal", "decode", "encode"]
 
@@ -32,14 +30,6 @@ GROUP, CHANNEL, CONTROL = 1, 2, 3
 _MAGIC = 0xA7
 _header = struct.Struct("<BBdB")
 _NONCE = 12
-
-# Strict on purpose: what these would turn into text arrives as another type than was sent.
-_STRICT = (
-    ormsgpack.OPT_PASSTHROUGH_UUID
-    | ormsgpack.OPT_PASSTHROUGH_DATETIME
-    | ormsgpack.OPT_PASSTHROUGH_DATACLASS
-    | ormsgpack.OPT_PASSTHROUGH_ENUM
-)
 
 
 class FrameError(Exception):
@@ -58,19 +48,14 @@ class Envelope(NamedTuple):
     body: bytes
 
 
-def encode(message: Mapping[str, Any], limit: int) -> bytes:
+def encode(message: Mapping[str, Any], limit: int, codec: Codec = MSGPACK) -> bytes:
     """Encode a message.
 
     Raises:
         InvalidMessage: Not a dict, or a value in it cannot travel; names its path.
         MessageTooLarge: More than ``limit`` bytes.
     """
-    try:
-        body = ormsgpack.packb(message, option=_STRICT)
-    except TypeError as error:
-        body = _encode_plain(message, error)
-    if body[0] & 0xF0 != 0x80 and body[0] not in (0xDE, 0xDF):
-        raise InvalidMessage(f"a message is a dict, not {type(message).__name__}")
+    body = codec.encode(message)
     if len(body) > limit:
         raise MessageTooLarge(
             f"the message takes {len(body):,} bytes; max_message_size is {limit:,}. "
@@ -79,63 +64,19 @@ def encode(message: Mapping[str, Any], limit: int) -> bytes:
     return body
 
 
-def decode(body: bytes) -> Message:
+def decode(body: bytes, codec: Codec = MSGPACK) -> Message:
     """Decode a body; every call makes a new dict.
 
     Raises:
         FrameError: It holds no message.
     """
     try:
-        message = ormsgpack.unpackb(body)
-    except ValueError as error:
-        raise FrameError(f"the body is not msgpack: {error}") from None
+        message = codec.decode(body)
+    except Exception as error:  # whatever a registered serializer raises
+        raise FrameError(f"the body is not {codec.name}: {error}") from None
     if type(message) is not dict:
         raise FrameError(f"the body holds no dict but {type(message).__name__}")
     return message
-
-
-def _encode_plain(message: Any, error: TypeError) -> bytes:
-    plain = _plain(message, "message", 0)
-    try:
-        return ormsgpack.packb(plain, option=_STRICT)
-    except TypeError:  # nothing in it looks wrong to us: pass on what the encoder said
-        raise InvalidMessage(f"the message cannot travel: {error}") from None
-
-
-def _plain(value: Any, path: str, depth: int) -> Any:
-    """Rebuild a value of the encoder's own types, or say where it holds another."""
-    if depth > 128:
-        raise InvalidMessage(f"{path[:60]}…: nested deeper than 128 levels, or it contains itself")
-    if isinstance(value, enum.Enum):
-        raise InvalidMessage(f"{path}: {type(value).__name__} is an Enum; send its .value")
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str) or isinstance(key, enum.Enum):
-                raise InvalidMessage(
-                    f"{path}: the key {key!r} is {type(key).__name__}; keys of a message are str"
-                )
-        return {_text(key, path): _plain(item, f"{path}[{key!r}]", depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
-    if isinstance(value, str):
-        return _text(value, path)
-    if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise InvalidMessage(f"{path}: {value} does not fit 64 bits; send it as a str")
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value)
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    raise InvalidMessage(
-        f"{path}: {type(value).__name__} is not a type that travels (None, bool, int, float, str, bytes, list, dict)"
-    )
-
-
-def _text(text: str, path: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidMessage(f"{path}: the text holds lone surrogates, which UTF-8 cannot carry") from None
-    return str.__str__(text)
 
 
 class _Cipher(Protocol):

@@ -12,7 +12,7 @@ from .layer import ChannelLayer
 from .opening import layer_settings, transport_class
 from .settings import Options
 
-__all__ = ["EmbeddedChannelLayer", "InMemoryChannelLayer"]
+__all__ = ["EmbeddedChannelLayer", "InMemoryChannelLayer", "RedisChannelLayer"]
 
 OnGap = Callable[[str | None, str], object]
 
@@ -64,4 +64,53 @@ class EmbeddedChannelLayer(ChannelLayer):
         settings = layer_settings(EmbeddedChannelLayer, options)
         extra: dict[str, Any] = {} if max_size is None else {"max_size": max_size}
         transport = partial(transport_class("embedded"), path, prefix=prefix, **extra)
+        super().__init__(transport, settings, on_gap)
+
+
+class RedisChannelLayer(ChannelLayer):
+    """Every process of any number of machines, over Redis 6.2 or newer, or Valkey.
+
+    Takes every ``CONFIG`` key of channels_redis with its meaning.
+
+    Args:
+        hosts: The servers: a list of URLs, ``(host, port)`` pairs or dicts; names are spread over several. None:
+            ``redis://localhost:6379``.
+        prefix: What all key names begin with: layers with different prefixes never meet.
+        connect_timeout: Seconds that the first call goes on trying to connect.
+        deadline: Seconds that a server may owe an answer before its connection is dropped.
+        read_hosts: Servers that names are still, or already, read from while ``hosts`` is being changed.
+        log_length: Frames kept for one group at most, roughly; a shorter log shortens the outages that lose nothing.
+        on_disconnect: Called when a connection is lost.
+        on_reconnect: Called when it is back.
+        random_prefix_length: Accepted and without meaning: frames are unique as they are.
+        on_gap: Called with the group (None: any) and the reason when messages were lost.
+        **options: See ``trunkline.settings.Settings``.
+    """
+
+    def __init__(
+        self,
+        hosts: Any = None,
+        *,
+        prefix: str = "asgi",
+        connect_timeout: float | None = None,
+        deadline: float | None = None,
+        read_hosts: Any = None,
+        log_length: int | None = None,
+        on_disconnect: Callable[..., Any] | None = None,
+        on_reconnect: Callable[..., Any] | None = None,
+        random_prefix_length: int | None = None,
+        on_gap: OnGap | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        settings = layer_settings(RedisChannelLayer, options)
+        given = {
+            "connect_timeout": connect_timeout,
+            "deadline": deadline,
+            "read_hosts": read_hosts,
+            "log_length": log_length,
+            "on_disconnect": on_disconnect,
+            "on_reconnect": on_reconnect,
+        }
+        extra = {key: value for key, value in given.items() if value is not None}
+        transport = partial(transport_class("redis"), hosts, prefix=prefix, expiry=settings.expiry, **extra)
         super().__init__(transport, settings, on_gap)

@@ -29,6 +29,9 @@ __all__ = ["configure", "get_channel_layer", "layer_from_url", "layer_settings",
 TRANSPORTS = {
     "memory": "trunkline.transports.memory:MemoryTransport",
     "embedded": "trunkline.transports.embedded:EmbeddedTransport",
+    **dict.fromkeys(
+        ("redis", "rediss", "unix", "valkey", "valkeys"), "trunkline.transports.redis:RedisTransport"
+    ),
 }
 _DJANGO = "trunkline.django.configured"
 
@@ -160,21 +163,27 @@ def layer_from_url(url: str, **options: Any) -> ChannelLayer:
             f"{url!r} is not a URL of a layer; it looks like: embedded:///run/my-project"
         )
     transport = transport_class(scheme)
-    query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query, keep_blank_values=True))
-    bare = urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(query=""))
-    known = Options.__annotations__
-    given = {**{key: _number(value) for key, value in query.items()}, **options}
-    on_gap = given.pop("on_gap", None)
-    for_transport = {key: value for key, value in given.items() if key not in known}
+    parts = urllib.parse.urlsplit(url)
     mine = inspect.signature(transport.__init__).parameters
-    for key in for_transport:
-        if key not in mine:
-            raise ConfigurationError(
-                f"{bare}: unknown setting {key!r}{nearest(key, _spellable(known, mine))}"
-            )
-    settings = Settings.build({key: value for key, value in given.items() if key in known})
-    factory = partial(transport.from_url, bare, **for_transport)
-    return ChannelLayer(factory, settings, on_gap)
+    given: dict[str, Any] = {}
+    kept = []
+    for key, text in urllib.parse.parse_qsl(parts.query, keep_blank_values=True):
+        if key in transport.url_keys:
+            kept.append((key, text))
+        else:
+            given[key] = text if key in mine and "str" in str(mine[key].annotation) else _number(text)
+    given |= options
+    on_gap = given.pop("on_gap", None)
+    mine_only = {key: value for key, value in given.items() if key not in Options.__annotations__}
+    for key in mine_only:
+        if key not in mine or key.startswith("_"):
+            known = [*_spellable(Options.__annotations__, mine), *transport.url_keys]
+            raise ConfigurationError(f"{scheme}://: unknown setting {key!r}{nearest(key, known)}")
+    settings = Settings.build({key: value for key, value in given.items() if key in Options.__annotations__})
+    if "expiry" in mine:
+        mine_only["expiry"] = settings.expiry
+    bare = urllib.parse.urlunsplit(parts._replace(query=urllib.parse.urlencode(kept)))
+    return ChannelLayer(partial(transport.from_url, bare, **mine_only), settings, on_gap)
 
 
 def layer_settings(layer: type[ChannelLayer], options: Mapping[str, Any]) -> Settings:
@@ -187,7 +196,7 @@ def layer_settings(layer: type[ChannelLayer], options: Mapping[str, Any]) -> Set
 
 
 def _spellable(*sources: Mapping[str, Any]) -> list[str]:
-    return [key for source in sources for key in source if key not in ("self", "options", "kwargs")]
+    return [key for source in sources for key in source if key not in ("self", "options") and key[0] != "_"]
 
 
 def _number(text: str) -> Any:

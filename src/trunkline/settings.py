@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from .codecs import Codec, codec_named
 from .errors import ConfigurationError
 
 __all__ = ["Options", "Settings", "nearest"]
@@ -26,6 +27,7 @@ class Options(TypedDict, total=False):
     process_capacity: int
     max_message_size: int
     symmetric_encryption_keys: Sequence[str | bytes] | None
+    serializer_format: str
 
 
 @dataclass(slots=True)
@@ -46,6 +48,9 @@ class Settings:
     max_message_size: int = 16 * 1024 * 1024
     #: Secrets of any length; the first encrypts, all decrypt. None: no encryption.
     symmetric_encryption_keys: Sequence[str | bytes] | None = None
+    #: How messages are encoded: "msgpack", "json" or a name given to ``register_serializer``.
+    serializer_format: str = "msgpack"
+    codec: Codec = field(init=False)
     #: ``channel_capacity`` compiled, in order.
     compiled: list[tuple[re.Pattern[str], int]] = field(init=False, default_factory=list)
     _cache: dict[str, int] = field(init=False, default_factory=dict)
@@ -66,6 +71,7 @@ class Settings:
             if not isinstance(key, (str, bytes)) or not key:
                 raise ConfigurationError("symmetric_encryption_keys holds non-empty str or bytes keys")
         self.symmetric_encryption_keys = list(keys or ())
+        self.codec = codec_named(self.serializer_format)
         self._compile()
 
     def _compile(self) -> None:

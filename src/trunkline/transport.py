@@ -39,6 +39,8 @@ class Transport(ABC):
 
     #: Extra powers this transport has, e.g. ``"history"``. The layer asks before it offers them.
     features: ClassVar[frozenset[str]] = frozenset()
+    #: Query keys of a URL that ``from_url`` reads itself; all others are settings of the layer or of the constructor.
+    url_keys: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     @abstractmethod

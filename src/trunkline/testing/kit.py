@@ -40,6 +40,8 @@ class Link:
         self.delay = 0.0
         self.down = False
         self.changed: list[Callable[[], object]] = []
+        #: Called once the promise has ended.
+        self.closing: list[Callable[[], object]] = []
 
     def cut(self) -> None:
         """Nothing arrives any more."""
@@ -52,6 +54,11 @@ class Link:
         self.down = False
         for changed in self.changed:
             changed()
+
+    def close(self) -> None:
+        """Take the road away."""
+        for closing in self.closing:
+            closing()
 
 
 class Peer:
@@ -171,11 +178,13 @@ async def together(*work: Awaitable[T]) -> list[T]:
     return results
 
 
-async def refused(error: type[Exception], *calls: Awaitable[object], naming: str = "") -> None:
-    """Each call must raise that error, with ``naming`` in its text."""
+async def refused(
+    error: type[Exception] | tuple[type[Exception], ...], *calls: Awaitable[object], naming: str = ""
+) -> None:
+    """Each call must raise that error, or one of those, with ``naming`` in its text."""
     for result in await asyncio.gather(*calls, return_exceptions=True):
         if not isinstance(result, BaseException):
-            raise AssertionError(f"{error.__name__} was not raised; the call returned {result!r}")
+            raise AssertionError(f"not refused with {error}; the call returned {result!r}")
         if not isinstance(result, error):
             raise result
         if naming not in str(result):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.parse
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ..opening import transport_class
 from ..transport import Transport
 from ..transports.embedded import EmbeddedTransport
 from ..transports.embedded.directory import path_of_url
 from ..transports.memory import MemoryTransport
 from .kit import Link
+from .proxy import TcpProxy
 
 __all__ = ["LINKED", "LinkedEmbedded", "LinkedMemory"]
 
@@ -71,8 +74,21 @@ class LinkedEmbedded(EmbeddedTransport):
             self._road.carry(super()._arrived, *datagram)
 
 
+def _behind_proxy(link: Link, url: str, port: int, prefix: str) -> Transport:
+    parts = urllib.parse.urlsplit(url)
+    proxy = TcpProxy(link, parts.hostname or "localhost", parts.port or port)
+    credentials = parts.netloc.rpartition("@")[0]
+    netloc = f"{credentials}@127.0.0.1:{proxy.port}" if credentials else f"127.0.0.1:{proxy.port}"
+    made: Transport = transport_class(parts.scheme).from_url(
+        urllib.parse.urlunsplit(parts._replace(netloc=netloc)), prefix=prefix
+    )
+    return made
+
+
 #: URL scheme -> how to make a transport of that URL and prefix behind a link.
 LINKED: dict[str, Callable[[Link, str, str], Transport]] = {
     "memory": lambda link, url, prefix: LinkedMemory(link, "conform", prefix=prefix),
     "embedded": lambda link, url, prefix: LinkedEmbedded(link, path_of_url(url), prefix=prefix),
+    "redis": lambda link, url, prefix: _behind_proxy(link, url, 6379, prefix),
+    "valkey": lambda link, url, prefix: _behind_proxy(link, url, 6379, prefix),
 }

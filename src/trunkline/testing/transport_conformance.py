@@ -37,6 +37,7 @@ class TransportConformance(Kit):
         for peer in self._peers:
             peer.link.heal()
             await peer.transport.close()
+            peer.link.close()
         await super().tear_down()
 
     async def peer(self, prefix: str | None = None, delay: float = 0.0) -> Peer:
@@ -496,9 +497,9 @@ class TransportConformance(Kit):
         await b.transport.close()
         await b.transport.close()
         await a.transport.publish(topic, b"x", TTL)
-        await refused(TransportUnavailable, b.transport.publish(topic, b"x", TTL))
-        await refused(TransportUnavailable, b.transport.push(topic, b"x", 10, TTL))
-        await refused(TransportUnavailable, b.transport.subscribe(topic))
+        await refused((TransportUnavailable, LayerClosed), b.transport.publish(topic, b"x", TTL))
+        await refused((TransportUnavailable, LayerClosed), b.transport.push(topic, b"x", 10, TTL))
+        await refused((TransportUnavailable, LayerClosed), b.transport.subscribe(topic))
         await self.settled(a, a)
         assert b.frames == []
 
@@ -520,7 +521,8 @@ class TransportConformance(Kit):
         ready, failed = threading.Event(), []
 
         async def elsewhere() -> None:
-            peer = Peer(self.make_transport(Link(), self.unique), Link())
+            link = Link()
+            peer = Peer(self.make_transport(link, self.unique), link)
             await peer.transport.open(peer.node, peer)
             try:
                 await peer.transport.subscribe(topic)
@@ -529,6 +531,7 @@ class TransportConformance(Kit):
                     await peer.transport.publish(back, frame, TTL)
             finally:
                 await peer.transport.close()
+                link.close()
 
         def run() -> None:
             try:

@@ -1,0 +1,127 @@
+"""A TCP proxy that obeys a ``Link``: slow, or cut so that connections break and no new one is taken."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+
+from .kit import Link
+
+__all__ = ["TcpProxy"]
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def _proxy_loop() -> asyncio.AbstractEventLoop:
+    """The loop of the thread that all proxies share, so that a busy loop under test does not slow its own road."""
+    global _loop
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name="trunkline-proxies", daemon=True).start()
+        return _loop
+
+
+class TcpProxy:
+    """Listens on a free port of 127.0.0.1 and forwards to a server, as its link allows."""
+
+    def __init__(self, link: Link, host: str, port: int) -> None:
+        self._link = link
+        self._target = host, port
+        self._loop = _proxy_loop()
+        self._open: set[asyncio.BaseTransport] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        listening = socket.create_server(("127.0.0.1", 0))
+        #: Where to connect to instead.
+        self.port: int = listening.getsockname()[1]
+        started = asyncio.run_coroutine_threadsafe(
+            self._loop.create_server(lambda: _Near(self), sock=listening), self._loop
+        )
+        self._server = started.result(5)
+        link.changed.append(lambda: self._loop.call_soon_threadsafe(self._obey))
+        link.closing.append(self.close)
+
+    def _obey(self) -> None:
+        if self._link.down:
+            for transport in list(self._open):
+                if isinstance(transport, asyncio.Transport):
+                    transport.abort()
+
+    def close(self) -> None:
+        """Stop listening and break every connection."""
+
+        def stop() -> None:
+            self._server.close()
+            for transport in list(self._open):
+                transport.close()
+
+        self._loop.call_soon_threadsafe(stop)
+
+
+class _Near(asyncio.Protocol):
+    """The side of the node under test."""
+
+    def __init__(self, proxy: TcpProxy) -> None:
+        self._proxy = proxy
+        self._early: list[bytes] = []
+        self._far: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        proxy = self._proxy
+        if proxy._link.down:
+            transport.close()
+            return
+        proxy._open.add(transport)
+        task = proxy._loop.create_task(self._connect())
+        proxy._tasks.add(task)
+        task.add_done_callback(proxy._tasks.discard)
+
+    async def _connect(self) -> None:
+        try:
+            far, _ = await self._proxy._loop.create_connection(lambda: _Far(self), *self._proxy._target)
+        except OSError:
+            self.transport.close()
+            return
+        self._far = far
+        self._proxy._open.add(far)
+        if self.transport.is_closing():
+            far.close()
+        for data in self._early:
+            far.write(data)
+
+    def data_received(self, data: bytes) -> None:
+        self.after_delay(lambda: self._far.write(data) if self._far else self._early.append(data))
+
+    def after_delay(self, send: Callable[[], object]) -> None:
+        if self._proxy._link.delay:
+            self._proxy._loop.call_later(self._proxy._link.delay, send)
+        else:
+            send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._proxy._open.discard(self.transport)
+        if self._far is not None:
+            self._far.close()
+
+
+class _Far(asyncio.Protocol):
+    """The side of the server."""
+
+    def __init__(self, near: _Near) -> None:
+        self._near = near
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        near = self._near.transport
+        if isinstance(near, asyncio.Transport):
+            self._near.after_delay(lambda: near.write(data))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._near._proxy._open.discard(self._transport)
+        self._near.transport.close()
