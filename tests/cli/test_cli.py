@@ -303,6 +303,14 @@ def test_djangos_settings_outrank_the_variable(shell: Shell) -> None:
         assert json.loads(done.out) == {"type": kind}
 
 
+def test_a_django_project_without_layers_has_none(shell: Shell) -> None:
+    """Its consumers could not hear what the command says on some other layer: that is refused, with the fix."""
+    (shell.folder / "mysettings.py").write_text('SECRET_KEY = "k"\n')
+    done = shell("send", "queue", "{}", env={"DJANGO_SETTINGS_MODULE": "mysettings"})
+    assert done.code == 2
+    assert "no layer is configured as 'default': add it to CHANNEL_LAYERS" in done.err
+
+
 # worker
 
 

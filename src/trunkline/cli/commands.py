@@ -26,8 +26,8 @@ _GENERAL: dict[str, dict[str, Any]] = {
     "--layer": {"metavar": "ALIAS", "help": "Which of CHANNEL_LAYERS.  [default: default]"},
     "--url": {
         "metavar": "URL",
-        "help": "The layer, e.g. embedded:///run/shop.  [default: the one the application gets: Django's CHANNEL_LAYERS "
-        "if DJANGO_SETTINGS_MODULE is set, else $TRUNKLINE_URL; else embedded:]",
+        "help": "The layer, e.g. embedded:///run/shop.  [default: in a Django project (DJANGO_SETTINGS_MODULE) "
+        "its CHANNEL_LAYERS, elsewhere $TRUNKLINE_URL, else embedded:]",
     },
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -29,13 +30,15 @@ _DJANGO = "trunkline.django.configured"
 
 
 def layer(url: str | None, alias: str) -> Any:
-    """The layer of ``--url``, else the one the application itself would get, else the embedded one of this folder.
+    """The layer of ``--url``, else the one the application itself would get.
+
+    Where nothing is configured, and outside a Django project, that is the embedded one of this folder.
 
     Raises:
         ConfigurationError: There is no such alias, or it is configured wrongly.
     """
     found = layer_from_url(url) if url else get_channel_layer(alias)
-    if found is None and alias != "default":
+    if found is None and (alias != "default" or _in_django_project()):
         raise ConfigurationError(
             f"no layer is configured as {alias!r}: add it to CHANNEL_LAYERS, or use --url"
         )
@@ -99,6 +102,11 @@ def django_application() -> str | None:
         return None
     found: str | None = importlib.import_module(_DJANGO).default_application()
     return found
+
+
+def _in_django_project() -> bool:
+    # There a missing CHANNEL_LAYERS means that the application has no layer, so nobody would hear us on another.
+    return bool(os.environ.get("DJANGO_SETTINGS_MODULE")) and importlib.util.find_spec("django") is not None
 
 
 def _broken(module_name: str, error: Exception) -> Mistake:
