@@ -243,7 +243,7 @@ def test_a_forked_child_harms_nobody(folder: Path, start: Start) -> None:
     watcher.ask("subscribe", "t")
     run = subprocess.Popen(
         [sys.executable, "-c", _FORK, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -11,6 +11,7 @@ special: any of them may be killed at any moment. The rooms:
 - ``inbox``      what this node has read: at most once each, in each sender's order
 - ``depths``     posted frames that count against a capacity
 - ``pulls``      the local readers of shared queues
+- ``node``       joined, cut off, joined again; what arrives
 - ``transport``  the contract
 """
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping
 
 from .store import Store
-from .writer import After, Writer
+from .writer import After, Writer, nothing
 
 __all__ = ["Depths"]
 
@@ -65,7 +65,7 @@ class Depths:
         store.forget_depths(self._node)
         for channel in {*unread, *self._held}:
             store.set_depth(self._node, channel, unread.get(channel, 0) + self._held.get(channel, 0))
-        return _nothing
+        return nothing
 
     def _write_soon(self) -> None:
         self.stop()
@@ -100,7 +100,3 @@ def _subtract(counts: dict[str, int], channel: str, count: int) -> None:
         counts[channel] = left
     else:
         counts.pop(channel, None)
-
-
-def _nothing() -> None:
-    return None

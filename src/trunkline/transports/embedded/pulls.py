@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from ...errors import LayerClosed
 from .store import Store
-from .writer import After, Writer
+from .writer import After, Writer, nothing
 
 __all__ = ["Pulls"]
 
@@ -77,7 +77,7 @@ class Pulls:
 
         def work(store: Store) -> After:
             node = store.next_waiting(queue) if store.has_work(queue) else None
-            return (lambda: self._wake(node, queue)) if node is not None else _nothing
+            return (lambda: self._wake(node, queue)) if node is not None else nothing
 
         self._writer.submit(work)
 
@@ -153,10 +153,6 @@ class Pulls:
         def work(store: Store) -> After:
             store.enqueue(queue, expires, body, id)
             node = store.next_waiting(queue)
-            return (lambda: self._wake(node, queue)) if node is not None else _nothing
+            return (lambda: self._wake(node, queue)) if node is not None else nothing
 
         self._writer.submit(work)
-
-
-def _nothing() -> None:
-    return None

@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import MessageTooLarge, Refused, TransportUnavailable
 from .store import Store, is_busy, is_corrupt, is_full
 
-__all__ = ["After", "StoreFull", "Work", "Writer"]
+__all__ = ["After", "StoreFull", "Work", "Writer", "nothing"]
 
 
 class StoreFull(TransportUnavailable):
@@ -31,6 +31,10 @@ Work = Callable[[Store], After]
 _RETRY = 0.0002
 #: Seconds a caller waits for the lock.
 _PATIENCE = 5.0
+
+
+def nothing() -> None:
+    """The second half of a write that has none."""
 
 
 class _Job:
