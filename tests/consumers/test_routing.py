@@ -88,6 +88,7 @@ async def test_an_unknown_path_is_not_found_and_not_an_exception():
     assert (response["status"], response["body"]) == (404, b"Not Found")
     async with WebsocketCommunicator(router, "/nowhere") as ws:
         assert (await ws.connect())[0] is False
+        assert ws.input_queue.empty()  # the connect event was taken, as servers expect
 
 
 async def test_a_router_within_a_router_adds_its_arguments():

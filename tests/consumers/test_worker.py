@@ -218,6 +218,25 @@ async def test_stop_lets_the_handler_finish_and_takes_nothing_more(layer):
     assert (await asyncio.wait_for(layer.receive("first"), 1))["n"] == 1
 
 
+async def test_stop_does_not_wait_for_an_instance_without_a_message(layer):
+    """One that failed has no message in hand any more, and neither has the next until it asks."""
+    starts = []
+
+    async def application(scope, receive, send):
+        starts.append(True)
+        if len(starts) == 1:
+            await receive()
+            raise LookupError
+        await asyncio.get_running_loop().create_future()
+
+    worker = Worker(application, layer, ["first"], grace=30)
+    task = asyncio.create_task(worker.run())
+    await layer.send("first", {"type": "x"})
+    await eventually(lambda: len(starts) == 2)
+    worker.stop()
+    await asyncio.wait_for(task, 5)
+
+
 async def test_a_stop_amid_traffic_loses_nothing(layer):
     """Every message sent is either handled or still in the channel."""
     for round_ in range(20):
