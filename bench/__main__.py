@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -78,6 +79,8 @@ async def play(chosen: argparse.Namespace) -> Results:
 
 def main() -> None:
     chosen = arguments()
+    # Ended from outside, it still ends its servers and players.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     results = asyncio.run(play(chosen))
     if chosen.json:
         chosen.json.write_text(json.dumps(dataclasses.asdict(results), indent=1))

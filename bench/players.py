@@ -1,7 +1,4 @@
-"""Processes that use a layer as they are told: the far side of a pipe, and the near one.
-
-A *part* is one participant of a scenario. Each has a process of its own; only the parts of a layer that cannot leave its
-process share one. A request is a line of JSON, ``[id, part, method, arguments]``, and so is its answer.
+"""A process that uses a layer as it is told: the program at the far end of the pipes of ``processes.py``.
 
 Only ``new_channel``, ``group_add``, ``group_send``, ``send`` and ``receive`` are called, by the same code for all layers.
 """
@@ -16,7 +13,6 @@ import json
 import logging
 import os
 import resource
-import signal
 import sys
 import threading
 import time
@@ -27,18 +23,14 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 
-from .contestants import CONTESTANTS, Contestant, Place
+from .contestants import CONTESTANTS
 
-__all__ = ["STRIDE", "Failed", "Part", "Process", "faults", "pooled"]
+__all__ = ["STRIDE", "faults", "pooled"]
 
 #: A message's number is its sender's times this, plus its place among that sender's messages.
 STRIDE = 10**9
 #: Seconds a sender waits before it tries a full channel again.
 _RETRY = 0.001
-
-
-class Failed(Exception):
-    """A player could not do what it was told."""
 
 
 def message(number: int, size: int) -> dict[str, Any]:
@@ -178,7 +170,8 @@ class Actor:
         send = self._layer.group_send if group else self._layer.send
         while True:
             try:
-                return await send(to, content)
+                await send(to, content)
+                return
             except self._full:
                 self._retries += 1
                 await asyncio.sleep(_RETRY)
@@ -251,7 +244,7 @@ def resident() -> int:
 
 
 async def perform(name: str, where: str) -> None:
-    """The far side: obey the lines of standard input until it ends."""
+    """Obey the lines of standard input until it ends."""
     layer, full = CONTESTANTS[name].make(where)
     actors: dict[int, Actor] = {}
     reader = asyncio.StreamReader()
@@ -279,79 +272,6 @@ async def perform(name: str, where: str) -> None:
         if method in dir(layer):
             await getattr(layer, method)()
             break
-
-
-# The near side
-
-
-class Process:
-    """A player's process, as seen from the one that measures."""
-
-    @classmethod
-    async def start(cls, contestant: Contestant, place: Place, uvloop: bool) -> Process:
-        made = cls()
-        made._errors = place.folder / f"errors-{time.monotonic_ns()}"
-        with made._errors.open("wb") as errors:
-            made._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "bench.players", contestant.name, place.where, str(int(uvloop))),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=errors,
-                cwd=Path(__file__).parents[1],
-                limit=1 << 28,
-            )
-        made._answers: dict[int, asyncio.Future[Any]] = {}
-        made._ids = itertools.count()
-        made._reader = asyncio.create_task(made._read())
-        return made
-
-    async def _read(self) -> None:
-        output = self._process.stdout
-        assert output is not None
-        while line := await output.readline():
-            id, error, result = json.loads(line)
-            answer = self._answers.pop(id)
-            if answer.done():
-                continue
-            if error is None:
-                answer.set_result(result)
-            else:
-                answer.set_exception(Failed(error))
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(Failed(f"a player ended: {self._errors.read_text()[-500:]}"))
-
-    async def ask(self, part: int, method: str, args: Any, options: Any) -> Any:
-        if self._reader.done():
-            raise Failed(f"a player ended: {self._errors.read_text()[-500:]}")
-        id = next(self._ids)
-        answer = self._answers[id] = asyncio.get_running_loop().create_future()
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([id, part, method, args, options]).encode() + b"\n")
-        return await answer
-
-    async def end(self) -> None:
-        """Let it leave by itself, for a moment; then by its PID."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            async with asyncio.timeout(3):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.send_signal(signal.SIGKILL)
-            await self._process.wait()
-        await asyncio.gather(self._reader, return_exceptions=True)
-
-
-class Part:
-    """A participant, to be told what to do: any method of ``Actor``."""
-
-    def __init__(self, process: Process, number: int) -> None:
-        self.process = process
-        self._number = number
-
-    def __getattr__(self, method: str) -> Callable[..., Any]:
-        return lambda *args, **options: self.process.ask(self._number, method, args, options)
 
 
 def main() -> None:

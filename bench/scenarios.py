@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .contestants import CAPACITY, Contestant, Place
-from .players import STRIDE, Failed, Part, Process, faults, pooled
+from .players import STRIDE, faults, pooled
+from .processes import Failed, Part, Process
 
 __all__ = ["FAULTS", "SCENARIOS", "Figures", "Scale", "run"]
 
