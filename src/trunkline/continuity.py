@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Generic, NamedTuple, TypeVar
 
-__all__ = ["HEADER_SIZE", "REPLAYED", "VOID", "Outcome", "Receiver", "Sender", "Sent"]
+__all__ = ["HEADER_SIZE", "REPEATED", "VOID", "Outcome", "Receiver", "Sender", "Sent"]
 
 #: flags, sid, seq, prev, stamp (ms on the shared clock), age (ms since the frame ``prev`` was stamped)
 _HEADER = struct.Struct(">B8sQQQI")
@@ -30,8 +30,8 @@ _unpack = _HEADER.unpack_from
 
 #: The frame carries nothing; it only keeps the chain closed where a frame was refused or given up.
 VOID = 1
-#: The frame was acknowledged once already and is sent again because its server may have forgotten it.
-REPLAYED = 2
+#: The frame is sent again: its answer was lost, or its server may have forgotten it.
+REPEATED = 2
 
 
 class Sent:
@@ -137,21 +137,28 @@ class Sender(Generic[_S]):
         """Everything numbered below this is answered."""
         return self._unanswered[0].seq if self._unanswered else self._seq + 1
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is not answered yet."""
+        return bool(self._unanswered)
+
     def unanswered(self) -> list[_S]:
         """What must be sent again on a new connection, in this order, before anything new."""
-        return [sent for sent in self._unanswered if not sent.done]
+        again = [sent for sent in self._unanswered if not sent.done]
+        for sent in again:
+            sent.flags |= REPEATED
+        return again
 
     def replay(self) -> list[_S]:
         """The same for a server that may have forgotten what it answered: the window comes back, in front."""
         again = [sent for _, sent in self._kept]
         for sent in again:
-            sent.flags |= REPLAYED
             sent.done = False
         self._kept.clear()
         self._kept_bytes = 0
         merged = {sent.seq: sent for sent in (*again, *self.unanswered())}
         self._unanswered = deque(merged[seq] for seq in sorted(merged))
-        return list(self._unanswered)
+        return self.unanswered()
 
 
 class _Topic:
@@ -255,13 +262,13 @@ class Receiver:
             self._aside.append(_item(state, data))
             return None
         mark = state.known.get(sid)
-        if mark is None or not prev <= mark < seq:
+        if flags or mark is None or not prev <= mark < seq:
             return self._push_odd(_item(state, data))
         state.known[sid] = seq
-        return None if flags & VOID or state.muted else data[HEADER_SIZE:]
+        return None if state.muted else data[HEADER_SIZE:]
 
     def _push_odd(self, item: _Item) -> bytes | None:
-        """A first frame, a repeated one, or one after a gap."""
+        """A first frame, a repeated or empty one, or one after a gap."""
         if not self._is_new(item):
             return None
         topic = item.topic
@@ -281,13 +288,11 @@ class Receiver:
     def _is_new(self, item: _Item) -> bool:
         """Whether it was not taken before; a late frame closes its part of a hole."""
         mark = self._mark(item)
-        if mark is None:
-            # Heard for the first time, and only because it is sent again: it may be older than our joining.
-            if item.flags & REPLAYED and item.stamp < item.topic.since:
+        if mark is None or item.seq > mark:
+            # Sent before we joined, and heard only because it is sent again.
+            if item.flags & REPEATED and item.stamp < item.topic.since:
                 item.topic.known[item.sid] = item.seq
                 return False
-            return True
-        if item.seq > mark:
             return True
         holes = item.topic.holes.get(item.sid, [])
         for number, (low, high) in enumerate(holes):

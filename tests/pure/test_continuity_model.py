@@ -103,6 +103,16 @@ class World(RuleBasedStateMachine):
         writer.replies += writer.pipe[:count]
         del writer.pipe[:count]
 
+    @rule(number=which, where=st.lists(topics, min_size=2, max_size=6), heard=st.booleans())
+    def flow(self, number: int, where: list[bytes], heard: bool) -> None:
+        """A while without trouble."""
+        for topic in where:
+            self.send(number, topic)
+        self.execute(number, 10**6)
+        self.answer(number, 10**6)
+        for listener in (0, 1) if heard else ():
+            self.push(listener, 10**6)
+
     @rule(number=which)
     def execute_late(self, number: int) -> None:
         """What a dead connection had still in its buffers is executed after all."""
@@ -285,5 +295,5 @@ class World(RuleBasedStateMachine):
 
 TestContinuity = World.TestCase
 TestContinuity.settings = settings(
-    max_examples=int(os.environ.get("CONTINUITY_EXAMPLES", "60")), stateful_step_count=40, deadline=None
+    max_examples=int(os.environ.get("CONTINUITY_EXAMPLES", "60")), stateful_step_count=50, deadline=None
 )

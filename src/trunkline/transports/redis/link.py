@@ -135,7 +135,7 @@ class Link:
             await asyncio.sleep(0.005)
         if self.up:
             try:
-                await asyncio.wait_for(self._connections[0].call(("UNLINK", *self.inbox.keys[:3])), 1.0)
+                await asyncio.wait_for(self._say_good_bye(self._connections[0]), 1.0)
             except (TransportUnavailable, TimeoutError):
                 log.info("%s was gone before we could say good-bye", self.host.address)
         if self._task is not None:
@@ -144,6 +144,11 @@ class Link:
         self._disconnect()
         self._fail(error)
         await asyncio.sleep(0)  # the loop calls connection_lost
+
+    async def _say_good_bye(self, commands: Connection) -> None:
+        inbox, alive, depth = self.inbox.keys[:3]
+        ttl = int(self._pace.life * 1000)
+        await commands.call(("SET", alive, "", "PX", ttl), ("UNLINK", inbox, depth))
 
     def unavailable(self) -> TransportUnavailable:
         """Why it is not up."""

@@ -375,7 +375,7 @@ class Outbox:
     @property
     def busy(self) -> bool:
         """Whether something is not answered yet."""
-        return bool(self._waiting or self.sender.unanswered())
+        return bool(self._waiting) or self.sender.busy
 
     def _arm(self) -> None:
         if self._sweeper is None:
@@ -393,7 +393,7 @@ class Outbox:
                     op.future.set_exception(unavailable(self._host, self._trouble))
             self._waiting = deque(op for op in self._waiting if op.expires > now)
             self._waiting_bytes = sum(len(op.body) for op in self._waiting)
-        for op in self.sender.unanswered():
+        for op in self.sender.unanswered():  # they were on their way already
             if op.expires <= now and not op.future.done():
                 # It may have been carried: only the answer may be missing. It is not sent again.
                 op.future.set_exception(unavailable(self._host, self._trouble))

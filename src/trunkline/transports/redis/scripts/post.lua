@@ -6,7 +6,9 @@ if tonumber(redis.call('GET', KEYS[4]) or '0') >= seq then
   -- Done before, only the answer was lost.
   return redis.call('LPOS', KEYS[5], ARGV[6]) and 'FULL' or 'OK'
 end
-if redis.call('EXISTS', KEYS[2]) == 0 then
+local alive = redis.call('GET', KEYS[2])
+if alive == '' then return 'GONE' end -- it said good-bye
+if not alive then
   if redis.call('PUBSUB', 'NUMSUB', KEYS[1])[2] == 0 then return 'GONE' end
   -- The owner listens, but the server has forgotten it: what is made here must not stay for ever.
   redis.call('HINCRBY', KEYS[3], '@batch', 0)
