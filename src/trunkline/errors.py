@@ -7,7 +7,8 @@
     │   ├── InvalidName            also TypeError: a channel, group or prefix breaks the naming rules
     │   ├── InvalidMessage         also TypeError: not a dict, or a value in it cannot travel
     │   ├── ConfigurationError     also ValueError: a setting is unknown, mistyped or out of range
-    │   └── NotOwner               also ValueError: receive() on a channel of another process
+    │   ├── NotOwner               also ValueError: receive() on a channel of another process
+    │   └── consumers.NoHandler    also ValueError: an event's type names no method of its consumer
     ├── Refused                    a normal outcome: the message was not taken, the sender is told
     │   ├── ChannelFull
     │   └── MessageTooLarge

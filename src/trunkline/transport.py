@@ -19,9 +19,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
-__all__ = ["Arrivals", "Transport"]
+__all__ = ["Arrivals", "Finding", "Transport"]
+
+
+class Finding(NamedTuple):
+    """One thing that ``trunkline doctor`` has to say about what is behind a URL."""
+
+    level: Literal["ok", "warning", "error"]
+    what: str
+    #: What to do about it; empty when it is fine.
+    fix: str = ""
 
 
 class Arrivals(Protocol):
@@ -46,6 +55,14 @@ class Transport(ABC):
     @abstractmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """Make one from a URL whose scheme named it; ``options`` are keyword arguments of the constructor."""
+
+    @classmethod
+    async def examine(cls, url: str, **options: Any) -> list[Finding]:
+        """Look at what is behind a URL: is it there, is it fit for this, how quick is it, what should be changed.
+
+        Never raises for what it finds; leaves nothing behind.
+        """
+        return [Finding("ok", f"{url}: nothing is known against it")]
 
     @abstractmethod
     async def open(self, node: str, arrivals: Arrivals) -> None:
