@@ -266,3 +266,28 @@ def test_a_forked_child_harms_nobody(folder: Path, start: Start) -> None:
     }
     eventually(lambda: nodes(folder) == {"watcher", "later"})
     assert look(folder, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_forked_child_can_stay_alone(folder: Path, start: Start) -> None:
+    """A forked child is the last process left; one that opens the files then meets it, and both hear each other."""
+    run = subprocess.Popen(
+        [sys.executable, "-c", _FORK, str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    with run.stdout:
+        assert run.stdout.readline().split() == ["500", "[]"]
+        assert run.wait(10) == -signal.SIGKILL
+        # One that comes and goes: whoever believes to be the last to leave takes the write-ahead log along.
+        passer = start("passer")
+        assert passer.process.stdin is not None
+        passer.process.stdin.close()
+        assert passer.process.wait(10) == 0
+        later = start("later")
+        later.ask("subscribe", "t")
+        later.ask("publish", "t", "later", 1, 0)
+        eventually(lambda: later.ask("report")["heard"] == {"later": [0], "forked": [1]}, 10)
+    eventually(lambda: nodes(folder) == {"later"})
+    assert look(folder, "PRAGMA integrity_check") == [("ok",)]

@@ -420,6 +420,20 @@ async def test_a_laggard_cannot_fill_the_store(node: Open) -> None:
     assert heard.frames == sent[-len(heard.frames) :]
 
 
+async def test_a_full_socket_is_reminded(node: Open) -> None:
+    """What a full socket did not take arrives when it has room again, without the safety tick."""
+    (a, _), (b, heard) = await node("a"), await node("b")
+    await b.subscribe("t")
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(b._peers._own.fileno())
+    b._timers.pop("_tick").cancel()
+    for n in range(100):
+        await a.publish("t", b"%d" % n, 60)
+    loop.add_reader(b._peers._own.fileno(), b._peers._readable)
+    await eventually(lambda: len(heard.frames) == 100)
+    assert heard.frames == [b"%d" % n for n in range(100)]
+
+
 async def test_the_write_ahead_log_stays_small(folder: Path, node: Open) -> None:
     """The write-ahead log is copied into the file again and again instead of growing."""
     (a, _), (b, heard) = await node("a"), await node("b")
