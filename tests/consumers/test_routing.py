@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from trunkline.consumers import AsyncWebsocketConsumer
 from trunkline.routing import ChannelNameRouter, PathRouter, ProtocolTypeRouter
 from trunkline.testing.communicators import ApplicationCommunicator, HttpCommunicator, WebsocketCommunicator
 
@@ -113,3 +114,19 @@ def test_a_pattern_that_cannot_work_is_refused_at_once(pattern):
     """The error shows the pattern."""
     with pytest.raises(ValueError, match=r"pattern"):
         PathRouter([(pattern, named("x"))])
+
+
+async def test_a_route_of_starlette_takes_an_application() -> None:
+    """Starlette takes a function for a view of its own: as_asgi() is an object, which it serves as an application."""
+    from starlette.applications import Starlette
+    from starlette.routing import WebSocketRoute
+
+    class Echo(AsyncWebsocketConsumer):
+        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+            await self.send(text_data=f"{self.scope['path_params']['room']}: {text_data}")
+
+    app = Starlette(routes=[WebSocketRoute("/ws/{room}", Echo.as_asgi())])
+    async with WebsocketCommunicator(app, "/ws/lobby") as browser:
+        await browser.connect()
+        await browser.send_to(text_data="hi")
+        assert await browser.receive_from() == "lobby: hi"

@@ -120,14 +120,7 @@ class _Consumer:
     @classmethod
     def as_asgi(cls, **initkwargs: Any) -> Application:
         """Make an ASGI application that serves each connection with a consumer of its own."""
-
-        async def application(scope: Scope, receive: Receive, send: Send) -> None:
-            await cls(**initkwargs)(scope, receive, send)
-
-        functools.update_wrapper(application, cls, updated=())
-        application.consumer_class = cls  # type: ignore[attr-defined]
-        application.consumer_initkwargs = initkwargs  # type: ignore[attr-defined]
-        return application
+        return _Application(cls, initkwargs)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection until either side ends it.
@@ -259,6 +252,18 @@ class _Consumer:
                     await self.channel_layer.group_discard(group, name)
         except Exception:
             logger.exception("%s could not leave the channel layer (%s)", type(self).__name__, name)
+
+
+class _Application:
+    """What ``as_asgi`` returns: an object, because frameworks take a function for a view of their own."""
+
+    def __init__(self, consumer: type[_Consumer], initkwargs: dict[str, Any]) -> None:
+        self.consumer_class = consumer
+        self.consumer_initkwargs = initkwargs
+        functools.update_wrapper(self, consumer, updated=())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.consumer_class(**self.consumer_initkwargs)(scope, receive, send)
 
 
 class AsyncConsumer(_Consumer):
