@@ -1,8 +1,8 @@
 from collections.abc import Iterator
 
 import pytest
-from servers import Server
 
+from servers import Server
 from trunkline.testing import Link, TransportConformance
 from trunkline.testing.proxy import TcpProxy
 from trunkline.transports.redis import RedisTransport
