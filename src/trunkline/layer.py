@@ -138,6 +138,18 @@ class ChannelLayer:
         node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
         await node.forget(channel)
 
+    async def watch_gaps(self, channel: str) -> None:
+        """Have a channel of this process told when messages to it, or to one of its groups, were lost for good.
+
+        It then gets ``{"type": "layer.gap", "group": name or None, "reason": text}``. Consumers of this package that have
+        a handler ``layer_gap`` ask for it by themselves.
+
+        Raises:
+            NotOwner: The channel belongs to another process.
+        """
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        await node.watch_gaps(channel)
+
     # Groups
 
     async def group_add(self, group: str, channel: str) -> None:

@@ -204,8 +204,15 @@ class Node:
         """Learn from the transport that messages were lost."""
         self.stats.gaps += 1
         self._log.warning(f"gap {topic}", "messages for %s were lost: %s", topic or "this process", reason)
+        if topic == names.ALL_NODES:
+            return  # what one layer tells another, which users never see
+        event = encode({"type": "layer.gap", "group": topic, "reason": reason}, 2**62, self._settings.codec)
+        expires = self._transport.now() + self._settings.expiry
+        for box in self._board.watchers(topic):
+            with contextlib.suppress(ChannelFull):  # then it has a gap anyway, and is told of that
+                self._put(box.channel, event, expires, posted=False)
         try:
-            self._on_gap(None if topic == names.ALL_NODES else topic, reason)
+            self._on_gap(topic, reason)
         except Exception:
             logger.exception("on_gap raised")
 
@@ -244,14 +251,9 @@ class Node:
 
     async def receive(self, channel: str) -> Message:
         """See ``ChannelLayer.receive``."""
-        owner = names.channel(channel).node
-        if owner is None:
+        if names.channel(channel).node is None:
             return await self._receive_queue(channel)
-        if owner != self.name:
-            raise NotOwner(
-                f"{channel} belongs to another process, or to an event loop that has ended; "
-                "receive where new_channel() was called"
-            )
+        self._check_owner(channel)
         now = self._transport.now
         while True:
             if self.closed:
@@ -279,6 +281,13 @@ class Node:
             return decode(parcel.body, self._settings.codec)
         parcel.fresh = None
         return message
+
+    def _check_owner(self, channel: str) -> None:
+        if names.channel(channel).node != self.name:
+            raise NotOwner(
+                f"{channel} belongs to another process, or to an event loop that has ended; "
+                "receive where new_channel() was called"
+            )
 
     async def _receive_queue(self, queue: str) -> Message:
         while True:
@@ -329,6 +338,11 @@ class Node:
                 self._report(box)
         for group in groups:
             await self._settle(group)
+
+    async def watch_gaps(self, channel: str) -> None:
+        """See ``ChannelLayer.watch_gaps``."""
+        self._check_owner(channel)
+        self._board.box(channel, self._transport.now()).watches = True
 
     async def group_add(self, group: str, channel: str) -> None:
         """See ``ChannelLayer.group_add``."""

@@ -54,6 +54,7 @@ class Mailbox:
         "parcels",
         "released",
         "waiters",
+        "watches",
     )
 
     def __init__(self, channel: str, capacity: int, now: float) -> None:
@@ -66,6 +67,8 @@ class Mailbox:
         self.missed = 0
         self.waiters: deque[Waiter] = deque()
         self.groups: set[str] = set()
+        #: Its consumer wants to be told when messages to it were lost.
+        self.watches = False
         self.alive_at = now
 
 
@@ -224,6 +227,11 @@ class Switchboard:
     def groups(self) -> list[str]:
         """The groups with a member here."""
         return list(self._groups)
+
+    def watchers(self, group: str | None) -> list[Mailbox]:
+        """The mailboxes to tell when messages to a group (None: to anybody here) were lost."""
+        boxes = self.boxes if group is None else self._groups.get(group, {})
+        return [box for box in boxes.values() if box.watches]
 
     # Housekeeping
 

@@ -85,6 +85,9 @@ class Elsewhere:
     async def forget(self, channel: str) -> None:
         await self._hop(self._layer.forget(channel))
 
+    async def watch_gaps(self, channel: str) -> None:
+        await self._hop(self._layer.watch_gaps(channel))
+
     async def group_add(self, group: str, channel: str) -> None:
         await self._hop(self._layer.group_add(group, channel))
 

@@ -144,6 +144,8 @@ class _Consumer:
                 await self._serve(receive, _Turn())
             else:
                 self.channel_name = await self.channel_layer.new_channel()
+                if hasattr(self, "layer_gap") and hasattr(self.channel_layer, "watch_gaps"):
+                    await self.channel_layer.watch_gaps(self.channel_name)
                 await self._serve_both(receive)
         except signals(StopConsumer):
             pass

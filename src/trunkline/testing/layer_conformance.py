@@ -527,6 +527,27 @@ class LayerConformance(Kit):
         await a.send(channel, {"type": "again"})
         assert await asyncio.wait_for(waiting, 5) == {"type": "again"}
 
+    @promise
+    async def test_gaps_are_told(self) -> None:
+        """What the transport reports as lost is counted, given to on_gap, and to the channels that watch for it."""
+        told: list[Any] = []
+        layer = self.layer(on_gap=lambda group, reason: told.append((group, reason)))
+        member, stranger, silent = [await self.member(layer, *groups) for groups in (["gap"], [], ["gap"])]
+        for channel in (member, stranger):
+            await layer.watch_gaps(channel)
+        with _Quiet():
+            node = layer._nodes[asyncio.get_running_loop()]
+            node.gap("gap", "the log was shorter than the outage")
+            node.gap(None, "stopped for too long")
+        assert told == [("gap", "the log was shorter than the outage"), (None, "stopped for too long")]
+        assert layer.stats().gaps == 2
+        lost = {"type": "layer.gap", "group": "gap", "reason": "the log was shorter than the outage"}
+        all_lost = {"type": "layer.gap", "group": None, "reason": "stopped for too long"}
+        assert [await self.get(layer, member) for _ in range(2)] == [lost, all_lost]
+        assert await self.get(layer, stranger) == all_lost
+        await self.nothing(layer, member, stranger, silent)
+        await refused(NotOwner, layer.watch_gaps("specific.nobody!1"))
+
     # Encryption
 
     @promise
