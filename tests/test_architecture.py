@@ -27,6 +27,8 @@ CORE = {
     "continuity",
     "transport",
     "node",
+    "requests",
+    "stats",
     "layer",
     "sync",
     "logs",

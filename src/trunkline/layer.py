@@ -21,8 +21,9 @@ from . import names
 from .envelope import Message, Seal
 from .errors import ChannelFull, MessageTooLarge, TransportUnavailable
 from .logs import logger
-from .node import Node, Stats
+from .node import Node
 from .settings import Options, Settings
+from .stats import Stats
 from .sync import Elsewhere, SyncLayer, background_loop
 from .transport import Transport
 

@@ -14,52 +14,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 from . import names
 from .envelope import CHANNEL, CONTROL, GROUP, Envelope, FrameError, Message, Seal, decode, encode
 from .errors import ChannelFull, LayerClosed, NotOwner, TransportUnavailable
 from .logs import RateLimited, logger
+from .requests import Requests
 from .settings import Settings
+from .stats import Stats
 from .switchboard import Mailbox, Parcel, Switchboard, Waiter
 from .transport import Transport
 
-__all__ = ["Node", "Stats"]
+__all__ = ["Node"]
 
 #: Seconds between two rounds of housekeeping, at most.
 _SWEEP = 5.0
-#: Seconds a node has to confirm a membership asked of it by another.
-_CONFIRM = 10.0
-#: The channel, of any node, that its layer itself reads.
-_CONTROL = "!layer"
-
-
-@dataclass(slots=True)
-class Stats:
-    """Counters since the node was opened, in messages."""
-
-    sent: int = 0
-    group_sent: int = 0
-    #: Put into a mailbox of this process.
-    delivered: int = 0
-    #: Handed over by ``receive``.
-    received: int = 0
-    #: Dropped because they waited longer than ``expiry``.
-    expired: int = 0
-    #: Group messages missed by a member whose channel was full.
-    missed: int = 0
-    #: Sends refused with ``ChannelFull``.
-    refused: int = 0
-    #: Sends to a channel whose process is gone.
-    gone: int = 0
-    #: Frames that could not be opened.
-    unreadable: int = 0
-    #: Times the transport told that frames were lost.
-    gaps: int = 0
-
-    def __add__(self, other: Stats) -> Stats:
-        return Stats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Stats)))
 
 
 class Node:
@@ -87,8 +57,9 @@ class Node:
         self._subscribed: set[str] = set()
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._confirms: dict[str, asyncio.Future[None]] = {}
-        self._tokens = 0
+        self._requests = Requests(
+            self.name, seal, settings, transport, spawn=self._spawn, change=self._asked, flush=self._clear
+        )
         self._pause = min(_SWEEP, settings.expiry / 4)
         self._timer: asyncio.TimerHandle | None = None
         self._farewell: AsyncGenerator[None, None] | None = None
@@ -192,7 +163,7 @@ class Node:
             elif envelope.kind == CHANNEL:
                 self._put(envelope.address, envelope.body, envelope.expires, posted=True)
             elif envelope.kind == CONTROL:
-                self._obey(decode(envelope.body))
+                self._requests.obey(decode(envelope.body))
             else:
                 raise FrameError(f"unknown kind {envelope.kind}")
         except FrameError as error:
@@ -377,7 +348,7 @@ class Node:
         """See ``ChannelLayer.flush``."""
         await self._transport.flush()
         self._clear()
-        await self._tell(None, {"op": "flush", "from": self.name})
+        await self._requests.tell_all_to_flush()
 
     def _clear(self) -> None:
         groups = self._board.groups
@@ -406,56 +377,12 @@ class Node:
 
     # Between layers
 
-    async def _ask(self, node: str, op: str, group: str, channel: str) -> None:
-        """Have the owner of a channel change its membership, and wait until it is done."""
-        self._tokens += 1
-        token = str(self._tokens)
-        confirm = self._confirms[token] = self.loop.create_future()
-        try:
-            request = {"op": op, "group": group, "channel": channel, "from": self.name, "token": token}
-            if not await self._tell(node, request):
-                self._gone(channel)
-                return
-            async with asyncio.timeout(_CONFIRM):
-                await confirm
-        except TimeoutError:
-            raise TransportUnavailable(
-                f"the process that owns {channel} did not confirm within {_CONFIRM:g} s; it may be stopped or overloaded"
-            ) from None
-        finally:
-            del self._confirms[token]
+    async def _ask(self, owner: str, op: str, group: str, channel: str) -> None:
+        if not await self._requests.ask(owner, op, group, channel):
+            self._gone(channel)
 
-    async def _tell(self, node: str | None, content: Message) -> bool:
-        expires = self._transport.now() + self._settings.expiry
-        body = encode(content, self._settings.max_message_size)
-        frame = self._seal.frame(CONTROL, expires, node or "", body)
-        if node is None:
-            await self._transport.publish(names.ALL_NODES, frame, self._settings.expiry)
-            return True
-        return await self._transport.post(node, _CONTROL, frame, None, self._settings.expiry)
-
-    def _obey(self, content: Message) -> None:
-        op = content.get("op")
-        if op in ("join", "leave"):
-            self._spawn(self._change_membership(content))
-        elif op == "done":
-            confirm = self._confirms.get(str(content.get("token")))
-            if confirm is not None and not confirm.done():
-                confirm.set_result(None)
-        elif op == "flush":
-            if content.get("from") != self.name:
-                self._clear()
-        else:
-            raise FrameError(f"unknown request {op!r} from another node; is it of a newer version?")
-
-    async def _change_membership(self, content: Message) -> None:
-        change = self.group_add if content["op"] == "join" else self.group_discard
-        try:
-            await change(content["group"], content["channel"])
-            await self._tell(content["from"], {"op": "done", "token": content["token"]})
-        except (TransportUnavailable, LayerClosed) as error:
-            # The asker is not told, and its wait ends in the error it would get anyway.
-            self._log.warning("membership", "could not %s %s: %s", content["op"], content["group"], error)
+    def _asked(self, op: str, group: str, channel: str) -> Coroutine[Any, Any, None]:
+        return self.group_add(group, channel) if op == "join" else self.group_discard(group, channel)
 
     # Housekeeping
 

@@ -109,7 +109,9 @@ class Transport(ABC):
 
     @abstractmethod
     async def post(self, node: str, channel: str, frame: bytes, capacity: int | None, ttl: float) -> bool:
-        """Carry the frame to one node, counting it against ``capacity`` frames waiting on ``channel`` (None: no bound).
+        """Carry the frame to one node, counting it against ``capacity`` frames waiting on ``channel``.
+
+        With ``capacity`` None it is neither bounded nor counted, and never reported as taken.
 
         The owner tells by ``taken`` what was consumed; until then a frame counts, wherever it is.
         Order: with publishes of the same sender, as sent.
