@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import warnings
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -229,6 +228,8 @@ class Connection(asyncio.Protocol):
     def abandon(self) -> None:
         """Let go of the socket without a word, for a forked child or a closed loop."""
         transport, self._transport, self.closed = self._transport, None, True
+        self._requests.clear()
+        self._on_lost = _ignore
         sock = transport.get_extra_info("socket") if transport is not None else None
         if sock is None or sock.fileno() < 0:
             return
@@ -236,9 +237,14 @@ class Connection(asyncio.Protocol):
         nowhere = os.open(os.devnull, os.O_RDWR)
         os.dup2(nowhere, sock.fileno())
         os.close(nowhere)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            del transport, sock
+        # Nobody will run the last step of a closed loop's transport, and it would complain when it is collected.
+        finish = getattr(transport, "_call_connection_lost", None)
+        if self._loop.is_closed() and finish is not None:
+            finish(None)
+
+
+def _ignore(error: TransportUnavailable) -> None:
+    """Nobody is there to be told."""
 
 
 async def connect(

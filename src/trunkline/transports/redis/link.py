@@ -156,6 +156,8 @@ class Link:
 
     def abandon(self) -> None:
         """Let go of sockets without a word."""
+        if self._task is not None:
+            self._task._log_destroy_pending = False  # type: ignore[attr-defined] # it ends here, and that is meant
         for connection in self._connections:
             connection.abandon()
 

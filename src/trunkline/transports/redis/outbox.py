@@ -152,7 +152,7 @@ class Post(Op):
         return pack(
             b"EVALSHA", POST.sha, 5, *self._keys, sender.frame(self), sender.void(self), self.channel, capacity,
             int((self.outbox.clock.now() - self.retention) * 1000), self.seq, sender.floor,
-            int(self.retention * 1000) + 60_000,
+            int(self.retention * 1000) + 60_000, self.outbox.log_length,
         )  # fmt: skip
 
     def conclude(self, replies: list[Any]) -> Any:
@@ -207,7 +207,7 @@ class Outbox:
         self.sender = sender
         self.clock = clock
         self._host = host
-        self._log_length = log_length
+        self.log_length = log_length
         self._connection: Connection | None = None
         self.flowing = False
         self._trial: Op | None = None
@@ -252,9 +252,9 @@ class Outbox:
             log = self._logs[topic] = [0.0, 0.0]
         packed = []
         log[1] += 1
-        if log[1] * 8 >= self._log_length:
+        if log[1] * 8 >= self.log_length:
             log[1] = 0
-            packed.append(pack(b"XTRIM", topic, b"MAXLEN", b"~", self._log_length))
+            packed.append(pack(b"XTRIM", topic, b"MAXLEN", b"~", self.log_length))
         if now >= log[0]:
             log[0] = now + retention / 4
             packed.append(pack(b"PEXPIRE", topic, int(retention * 1000) + 10_000))

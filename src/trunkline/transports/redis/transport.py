@@ -22,6 +22,8 @@ __all__ = ["RedisTransport"]
 
 log = logging.getLogger("trunkline.redis")
 
+_NO_BOUND = 1 << 31
+
 
 class RedisTransport(Transport):
     """Carries frames over Redis 6.2 or newer, or Valkey.
@@ -108,17 +110,19 @@ class RedisTransport(Transport):
         self._writes, self._reads = self._route(links)
         for link in self._links:
             link.start()
+        late: TransportUnavailable | None = None
         try:
             async with asyncio.timeout(self._connect_timeout):
                 for link in self._links:
                     await link.opened()
         except TimeoutError:
-            late = next(link for link in self._links if not link.up)
-            await self.close()
-            raise late.unavailable() from None
+            late = next(link for link in self._links if not link.up).unavailable()
         except BaseException:
             await self.close()
             raise
+        if late is not None:
+            await self.close()
+            raise late
 
     def _make_link(self, host: Host, arrivals: Arrivals) -> Link:
         return Link(
@@ -189,12 +193,17 @@ class RedisTransport(Transport):
         op = Publish(link.outbox, names.topic(topic), frame, ttl, max(ttl, self._expiry), bindings)
         link.outbox.submit(op)
         fields: list[bytes] | None = await op.future
+        for other in self._read(topic):
+            if other is not link and topic in other.bound:
+                fetch = PlainOp(other.outbox, "HGETALL", other.names.bindings(topic), ttl=ttl)
+                other.outbox.submit(fetch)
+                fields = [*(fields or []), *await fetch.future]
         return await self._push_bound(link, frame, ttl, fields) if fields else ()
 
     async def _push_bound(self, link: Link, frame: bytes, ttl: float, fields: list[bytes]) -> list[str]:
         now_ms = link.clock.now() * 1000
         pushes = []
-        for queue, value in zip(fields[::2], fields[1::2], strict=True):
+        for queue, value in dict(zip(fields[::2], fields[1::2], strict=True)).items():
             deadline, capacity = value.split()
             if int(deadline) > now_ms:
                 pushes.append(self._push(queue.decode(), frame, int(capacity), ttl))
@@ -244,7 +253,23 @@ class RedisTransport(Transport):
         links = self._read(queue)
         if len(links) == 1:
             return await links[0].readers.pull(queue)
-        raise NotImplementedError
+        return await self._pull_any(queue, links)
+
+    async def _pull_any(self, queue: str, links: tuple[Link, ...]) -> bytes:
+        """Pull from the old and the new home of a queue, while names move from one to the other."""
+        pulls = [asyncio.ensure_future(link.readers.pull(queue)) for link in links]
+        taken: list[bytes] = []
+        try:
+            await asyncio.wait(pulls, return_when=asyncio.FIRST_COMPLETED)
+            taken = [pull.result() for pull in pulls if pull.done()][:1]
+        finally:
+            for pull in pulls:
+                pull.cancel()
+            outcomes = await asyncio.gather(*pulls, return_exceptions=True)
+            # Two can come at once, or one with our own cancellation: what nobody takes goes back.
+            for frame in [outcome for outcome in outcomes if isinstance(outcome, bytes)][len(taken) :]:
+                self._push(queue, frame, _NO_BOUND, self._expiry)
+        return taken[0]
 
     async def bind(self, topic: str, queue: str, capacity: int, ttl: float) -> None:
         ops: list[Op] = []

@@ -1,0 +1,143 @@
+"""What a user of the server must be allowed, and what of it is missing.
+
+Rules of this room: every command that the transport or its scripts use is tried once, under the layer's own prefix, in
+a form that changes nothing. The few that cannot help making a key are tried only where it can be removed again.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+from ...transport import Finding
+from .connection import Connection, ReplyError
+from .topology import Names
+
+__all__ = ["acl_line", "examine_permissions"]
+
+Command = tuple[bytes | str | int, ...]
+
+#: What the transport uses, as an ACL writes it: a form of it that changes nothing. ``k`` and ``c`` stand for a key and a
+#: pub/sub channel of the prefix.
+_HARMLESS = {
+    "ping": "PING",
+    "client|setname": "CLIENT SETNAME trunkline-doctor",
+    "info": "INFO server",
+    "time": "TIME",
+    "scan": "SCAN 0 COUNT 1",
+    "script|load": "SCRIPT LOAD return",
+    "evalsha": "EVALSHA ffffffffffffffffffffffffffffffffffffffff 1 k",
+    "publish": "PUBLISH c doctor",
+    "pubsub|numsub": "PUBSUB NUMSUB c",
+    "unsubscribe": "UNSUBSCRIBE c",
+    "xadd": "XADD k NOMKSTREAM MINID ~ 0 * d x",
+    "xrange": "XRANGE k - + COUNT 1",
+    "xrevrange": "XREVRANGE k + - COUNT 1",
+    "xtrim": "XTRIM k MAXLEN ~ 1",
+    "get": "GET k",
+    "set": "SET k x XX PX 1",
+    "del": "DEL k",
+    "unlink": "UNLINK k",
+    "pttl": "PTTL k",
+    "pexpire": "PEXPIRE k 1",
+    "pexpireat": "PEXPIREAT k 1",
+    "hget": "HGET k f",
+    "hgetall": "HGETALL k",
+    "hdel": "HDEL k f",
+    "hset": "HSET k f v odd",
+    "hincrby": "HINCRBY k f odd",
+    "zadd": "ZADD k XX 0 m",
+    "zrangebyscore": "ZRANGEBYSCORE k 0 0",
+    "zremrangebyscore": "ZREMRANGEBYSCORE k 0 0",
+    "llen": "LLEN k",
+    "lindex": "LINDEX k 0",
+    "lrange": "LRANGE k 0 0",
+    "lpop": "LPOP k",
+    "lpos": "LPOS k x",
+    "lset": "LSET k 0 x",
+    "lrem": "LREM k 0 x",
+    "srem": "SREM k m",
+    "spop": "SPOP k",
+}
+#: These make a key, which is removed in the same breath.
+_MAKING = {"lpush": "LPUSH k x", "rpush": "RPUSH k x", "sadd": "SADD k m"}
+_CLEANING = ("pexpire", "unlink")
+_LAST = {"subscribe": "SUBSCRIBE c"}
+
+
+def acl_line(prefix: str, user: str = "trunkline") -> str:
+    """The command that makes a user who may do what this layer needs, and nothing else."""
+    commands = " ".join(f"+{name}" for name in ["auth", "select", *_HARMLESS, *_MAKING, *_LAST])
+    return (
+        f"ACL SETUSER {user} on >PASSWORD resetkeys ~{prefix}/* resetchannels &{prefix}/* -@all {commands}"
+    )
+
+
+async def examine_permissions(connection: Connection, names: Names, user: str) -> list[Finding]:
+    """Try what the transport needs; the connection is only good for closing afterwards."""
+    missing = await _try(connection, names, _HARMLESS)
+    if not set(_CLEANING) & set(missing.commands) and not missing.keys:
+        missing.add(await _try(connection, names, _MAKING, *_CLEANING))
+    missing.add(await _try(connection, names, _LAST))
+    if not missing:
+        return [Finding("ok", f"user {user} may do all that is needed")]
+    fix = f"ACL SETUSER {shlex.quote(user)} {' '.join(missing.rules(names.root))}"
+    return [
+        Finding(
+            "error",
+            f"user {user} lacks permissions: {missing}",
+            f"{fix}  (and keep it: ACL SAVE or CONFIG REWRITE)",
+        )
+    ]
+
+
+class _Missing:
+    """What was refused."""
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+        self.keys = self.channels = False
+
+    def note(self, command: str, refusal: str) -> None:
+        text = refusal.lower()
+        if " key" in text:
+            self.keys = True
+        elif " channel" in text:
+            self.channels = True
+        else:
+            self.commands.append(command)
+
+    def add(self, other: _Missing) -> None:
+        self.commands += other.commands
+        self.keys |= other.keys
+        self.channels |= other.channels
+
+    def rules(self, root: str) -> list[str]:
+        prefix = root.partition("/")[0]
+        patterns = ([f"~{prefix}/*"] if self.keys else []) + ([f"&{prefix}/*"] if self.channels else [])
+        return patterns + [f"+{name}" for name in self.commands]
+
+    def __bool__(self) -> bool:
+        return bool(self.commands or self.keys or self.channels)
+
+    def __str__(self) -> str:
+        parts = [f"the commands {' '.join(self.commands)}"] if self.commands else []
+        parts += ["the keys of this prefix"] if self.keys else []
+        parts += ["the pub/sub channels of this prefix"] if self.channels else []
+        return ", ".join(parts)
+
+
+async def _try(connection: Connection, names: Names, forms: dict[str, str], *cleaning: str) -> _Missing:
+    """Send each form, and behind it those of ``cleaning``."""
+    missing = _Missing()
+    key = names.inbox(f"doctor.{os.urandom(8).hex()}")
+    behind = [_command(_HARMLESS[name], key) for name in cleaning]
+    for name, form in forms.items():
+        reply, *_ = await connection.call(_command(form, key), *behind)
+        if isinstance(reply, ReplyError) and "NOPERM" in str(reply):
+            missing.note(name, str(reply))
+    return missing
+
+
+def _command(form: str, key: bytes) -> Command:
+    return tuple(key if word in ("k", "c") else word for word in form.split())

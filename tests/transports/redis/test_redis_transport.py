@@ -1,0 +1,335 @@
+"""What is particular to Redis and Valkey, on servers that are well."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from faults.redis_load import TTL, Load, Node, eventually, unique
+from servers import Server, free_port
+from trunkline.errors import ChannelFull, ConfigurationError, LayerClosed, TransportUnavailable
+from trunkline.names import new_node
+from trunkline.transports.redis import RedisTransport
+from trunkline.transports.redis.link import Pace
+
+
+async def test_commands_for_each_operation(server: Server) -> None:
+    """A publish is XADD and PUBLISH, a post or push is one script, whatever the number of subscribers; nothing blocks."""
+    prefix = unique()
+    async with Node(server, prefix, _pace=Pace()) as a, Node(server, prefix, _pace=Pace()) as b:
+        for node in (a, b):
+            await node.transport.subscribe("room")
+        await a.transport.publish("room", b"first", TTL)
+        before = server.command_counts()
+        for number in range(50):
+            await a.transport.publish("room", b"%d" % number, TTL)
+        after = server.command_counts()
+        used = {
+            name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)
+        }
+        for noise in ("info", "set", "pexpire", "time", "zrangebyscore"):
+            used.pop(noise, None)
+        assert used == {"xadd": 50, "publish": 50}
+        before = server.command_counts()
+        for number in range(50):
+            await a.transport.post(b.name, "c!1", b"%d" % number, 100, TTL)
+            await a.transport.push("queue", b"%d" % number, 100, TTL)
+        after = server.command_counts()
+        assert after["evalsha"] - before.get("evalsha", 0) == 100
+
+
+async def test_databases_of_one_server_never_meet(server: Server) -> None:
+    """Pub/sub knows no databases, so the number is in the names."""
+    prefix = unique()
+    a = Node(server, prefix)
+    b = Node(server, prefix)
+    b.transport = RedisTransport([f"{server.url}/3"], prefix=prefix)
+    async with a, b:
+        for node in (a, b):
+            await node.transport.subscribe("room")
+        await a.transport.publish("room", b"a", TTL)
+        await b.transport.publish("room", b"b", TTL)
+        await a.transport.push("queue", b"job", 10, TTL)
+        await eventually(lambda: a.frames and b.frames)
+        assert (a.frames, b.frames) == ([b"a"], [b"b"])
+        assert await a.transport.post(b.name, "c!1", b"hi", None, TTL) is False
+
+
+async def test_every_key_has_a_time_to_live(server: Server) -> None:
+    """Also after all kinds of use, and after the nodes are gone."""
+    prefix = unique()
+    async with Node(server, prefix) as a, Node(server, prefix) as b:
+        await b.transport.subscribe("room")
+        await a.transport.publish("room", b"x", TTL)
+        await b.transport.bind("room", "queue", 1, 30)
+        assert await a.transport.publish("room", b"x", TTL) == []
+        assert await a.transport.publish("room", b"x", TTL) == ["queue"]
+        await b.transport.pull("queue")
+        await a.transport.post(b.name, "c!1", b"x", 1, TTL)
+        with pytest.raises(ChannelFull):
+            await a.transport.post(b.name, "c!1", b"x", 1, TTL)
+        b.transport.taken("c!1", 1)
+        waiting = asyncio.create_task(b.transport.pull("queue"))
+        await asyncio.sleep(0.2)
+        waiting.cancel()
+        assert len(server.call("KEYS", f"{prefix}*")) > 8
+        assert server.without_ttl(prefix) == []
+    assert server.without_ttl(prefix) == []
+
+
+async def test_a_dead_node_is_gone(server: Server) -> None:
+    """A node that vanished without a word is gone when its sign of life has run out."""
+    prefix = unique()
+    pace = Pace(heartbeat=0.2, life=0.6)
+    async with Node(server, prefix, _pace=pace) as a:
+        b = Node(server, prefix, _pace=pace)
+        await b.transport.open(b.name, b)
+        assert await a.transport.post(b.name, "c!1", b"x", None, TTL) is True
+        for link in b.transport._links:
+            assert link._task is not None
+            link._task.cancel()
+            link._disconnect()
+        until = time.monotonic() + 5
+        while await a.transport.post(b.name, "c!1", b"x", None, TTL):
+            assert time.monotonic() < until
+            await asyncio.sleep(0.05)
+
+
+def test_a_closed_loop_is_let_go_without_a_complaint(server: Server) -> None:
+    """The loop ended without a close, as after ``async_to_sync``: sockets are closed, nothing warns."""
+    node = Node(server, unique())
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(node.transport.open(node.name, node))
+    loop.close()
+    node.transport.abandon()
+    gc.collect()
+    until = time.monotonic() + 5
+    while node.name.encode() in server.call("CLIENT", "LIST"):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+async def test_a_forked_child_leaves_its_parent_alone(server: Server) -> None:
+    """The child abandons the transport; the parent's connections go on."""
+    prefix = unique()
+    async with Node(server, prefix) as a:
+        await a.transport.subscribe("room")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                a.transport.abandon()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        await a.transport.publish("room", b"still here", TTL)
+        await eventually(lambda: a.frames == [b"still here"])
+        assert a.disconnects == 0
+
+
+async def test_open_says_who_does_not_answer_and_what_to_try() -> None:
+    """Nobody listens: the error names the address, the cause and the next command."""
+    port = free_port()
+    transport = RedisTransport([("127.0.0.1", port)], connect_timeout=0.3)
+    with pytest.raises(
+        TransportUnavailable, match=rf"127\.0\.0\.1:{port} .*redis-cli -h 127\.0\.0\.1 -p {port} ping"
+    ) as error:
+        await transport.open(new_node(), Node.__new__(Node))
+    assert isinstance(error.value.__cause__, OSError)
+    await transport.close()
+
+
+async def test_passwords_and_users(server: Server, tmp_path: Path) -> None:
+    """A wrong password is a configuration error at once; ACL users and passwords work."""
+    guarded = Server(server.kind, tmp_path / "guarded", requirepass="secret")
+    try:
+        guarded.call("ACL", "SETUSER", "layer", "on", ">pass", "~*", "&*", "+@all")
+        for url in (f"redis://:wrong@127.0.0.1:{guarded.port}", guarded.url):
+            with pytest.raises(ConfigurationError, match="password"):
+                await RedisTransport([url]).open(new_node(), Node.__new__(Node))
+        for login in (":secret", "layer:pass"):
+            transport = RedisTransport([f"redis://{login}@127.0.0.1:{guarded.port}"])
+            await transport.open(new_node(), Node.__new__(Node))
+            await transport.close()
+    finally:
+        guarded.kill()
+
+
+async def test_unix_sockets(server: Server, tmp_path: Path) -> None:
+    """A server can be named by the path of its socket."""
+    path = f"/tmp/{unique()}.sock"
+    local = Server(server.kind, tmp_path / "local", unixsocket=path)
+    try:
+        transport = RedisTransport.from_url(f"unix://{path}?prefix=here&db=2")
+        await transport.open(new_node(), Node.__new__(Node))
+        await transport.push("queue", b"job", 10, TTL)
+        assert await transport.pull("queue") == b"job"
+        await transport.close()
+    finally:
+        local.kill()
+
+
+async def test_a_replica_is_refused_by_name(server: Server, tmp_path: Path) -> None:
+    """Writing to a replica never works: open says which server it follows."""
+    replica = Server(server.kind, tmp_path / "replica")
+    try:
+        replica.call("REPLICAOF", "127.0.0.1", server.port)
+        transport = RedisTransport([replica.url], connect_timeout=0.5)
+        with pytest.raises(TransportUnavailable, match="replica of 127"):
+            await transport.open(new_node(), Node.__new__(Node))
+    finally:
+        replica.kill()
+
+
+async def test_sentinel_is_named_as_missing() -> None:
+    transport = RedisTransport([{"sentinels": [("localhost", 26379)], "master_name": "mymaster"}])
+    with pytest.raises(ConfigurationError, match="next version"):
+        await transport.open(new_node(), Node.__new__(Node))
+
+
+async def test_senders_wait_for_their_ttl_and_no_longer(server: Server, tmp_path: Path) -> None:
+    """In an outage a send waits as long as its message lives, a pull and a subscription as long as it takes."""
+    own = Server(server.kind, tmp_path / "own")
+    try:
+        async with Node(own, unique()) as a:
+            own.kill()
+            await eventually(lambda: a.disconnects)
+            pull = asyncio.create_task(a.transport.pull("queue"))
+            subscription = asyncio.create_task(a.transport.subscribe("room"))
+            patient = asyncio.create_task(a.transport.publish("room", b"patient", TTL))
+            started = time.monotonic()
+            with pytest.raises(TransportUnavailable, match=str(own.port)):
+                await a.transport.publish("room", b"hasty", 0.3)
+            assert 0.25 < time.monotonic() - started < 1.5
+            assert not any(task.done() for task in (pull, subscription, patient))
+            cancelled = asyncio.create_task(a.transport.publish("room", b"cancelled", TTL))
+            await asyncio.sleep(0)
+            cancelled.cancel()
+            own.start()
+            await asyncio.gather(subscription, patient)
+            await a.transport.push("queue", b"job", 10, TTL)
+            assert await pull == b"job"
+            await eventually(lambda: a.frames)
+            assert a.frames == [b"patient"]
+    finally:
+        own.kill()
+
+
+async def test_what_waits_is_bounded(server: Server, tmp_path: Path) -> None:
+    """16 MB wait in an outage; the next send fails at once."""
+    own = Server(server.kind, tmp_path / "own")
+    try:
+        a = Node(own, unique())
+        await a.transport.open(a.name, a)
+        own.kill()
+        await eventually(lambda: a.disconnects)
+        waiting = [asyncio.create_task(a.transport.publish("room", bytes(1 << 20), TTL)) for _ in range(16)]
+        await asyncio.sleep(0)
+        with pytest.raises(TransportUnavailable):
+            await a.transport.publish("room", b"one more", TTL)
+        assert not any(task.done() for task in waiting)
+        await a.transport.close()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(outcome, LayerClosed) for outcome in outcomes)
+    finally:
+        own.kill()
+
+
+async def test_cancelled_calls_leave_the_connection_in_step(server: Server) -> None:
+    """Callers give up at any moment; every later answer still belongs to its question."""
+    async with Node(server, unique()) as a:
+        await a.transport.subscribe("room")
+        for number in range(200):
+            call = asyncio.create_task(a.transport.publish("room", b"c%d" % number, TTL))
+            for _ in range(number % 4):
+                await asyncio.sleep(0)
+            call.cancel()
+        for number in range(20):
+            assert await a.transport.post(a.name, "c!1", b"%d" % number, 20, TTL) is True
+        with pytest.raises(ChannelFull):
+            await a.transport.post(a.name, "c!1", b"x", 20, TTL)
+        assert a.gaps == []
+
+
+async def test_hooks_of_any_shape_do_no_harm(server: Server) -> None:
+    """on_disconnect may take the address or nothing, and may raise."""
+    told: list[str] = []
+
+    def angry(address: str) -> None:
+        told.append(address)
+        raise ValueError("no")
+
+    prefix = unique()
+    transport = RedisTransport(
+        [server.url], prefix=prefix, on_disconnect=angry, on_reconnect=lambda: told.append("back")
+    )
+    node = Node(server, prefix)
+    await transport.open(node.name, node)
+    await eventually(lambda: node.name.encode() in server.call("CLIENT", "LIST"))
+    for line in server.call("CLIENT", "LIST").decode().splitlines():
+        if node.name in line:
+            server.call("CLIENT", "KILL", "ID", line.split()[0].partition("=")[2])
+    await eventually(lambda: len(told) == 2)
+    assert told == [f"127.0.0.1:{server.port}", "back"]
+    await transport.close()
+
+
+async def test_a_dead_server_hurts_only_its_names(server: Server, tmp_path: Path) -> None:
+    """Two servers, one dies: names of the other go on as if nothing had happened."""
+    other = Server(server.kind, tmp_path / "other")
+    try:
+        a = Node(server, unique())
+        a.transport = RedisTransport([server.url, other.url], prefix=unique(), on_disconnect=a._lost)
+        async with a:
+            homes: dict[int, list[str]] = {server.port: [], other.port: []}
+            for number in range(40):
+                topic = f"topic.{number}"
+                await a.transport.subscribe(topic)
+                homes[a.transport._write(topic).host.port].append(topic)
+            assert all(len(topics) > 8 for topics in homes.values())
+            other.kill()
+            await eventually(lambda: a.disconnects == 1)
+            for topic in homes[server.port]:
+                await a.transport.publish(topic, topic.encode(), 1.0)
+            await eventually(lambda: len(a.frames) == len(homes[server.port]))
+            with pytest.raises(TransportUnavailable, match=str(other.port)):
+                await a.transport.publish(homes[other.port][0], b"x", 0.2)
+    finally:
+        other.kill()
+
+
+async def test_names_move_to_other_servers_without_loss(server: Server, tmp_path: Path) -> None:
+    """One server becomes two, process by process, in two steps: nothing is lost, doubled or reordered."""
+    other = Server(server.kind, tmp_path / "other")
+    old, new = [server.url], [server.url, other.url]
+    prefix = unique()
+    nodes = []
+    jobs: set[bytes] = set()
+    try:
+        for hosts, read_hosts in ((old, new), (new, old)):
+            node = Node(server, prefix)
+            node.transport = RedisTransport(hosts, prefix=prefix, read_hosts=read_hosts)
+            await node.transport.open(node.name, node)
+            nodes.append(node)
+        async with Load(nodes, topics=8) as load:
+            for number in range(40):
+                for node in nodes:
+                    await node.transport.push(
+                        f"queue.{number % 8}", b"%b %d" % (node.name.encode(), number), 100, TTL
+                    )
+            for number in range(8):
+                for node in nodes * 5:
+                    jobs.add(await node.transport.pull(f"queue.{number}"))
+        await load.check(across_topics=False)  # order over several servers is not promised
+        assert len(jobs) == 80
+        homes = {node.transport._write(topic).host.port for node in nodes for topic in load.topics}
+        assert homes == {server.port, other.port}
+    finally:
+        for node in nodes:
+            await node.transport.close()
+        other.kill()
