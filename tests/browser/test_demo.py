@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -277,13 +278,18 @@ def test_thumbnails_keep_what_matters() -> None:
 # The page
 
 
+def lowercased(headers: Message) -> dict[str, str]:
+    """Servers differ in how they write header names."""
+    return {name.lower(): value for name, value in headers.items()}
+
+
 def fetch(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=SECONDS) as answer:
-            return answer.status, dict(answer.headers), answer.read()
+            return answer.status, lowercased(answer.headers), answer.read()
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, dict(error.headers), error.read()
+            return error.code, lowercased(error.headers), error.read()
 
 
 @pytest.mark.parametrize("path", ["", "app.js", "style.css", "icon.svg"])
