@@ -262,6 +262,39 @@ def conform(url: str) -> int:
     return int(run_conform(url, click.echo))
 
 
+_MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
+
+
+@trunkline.command()
+@click.argument("address", metavar="[URL]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of {level, what, fix}.")
+@general
+@click.pass_context
+def doctor(context: click.Context, address: str | None, as_json: bool) -> int:
+    """Look for what is wrong with a layer.
+
+    It examines what is behind the layer (the server, or the folder) and changes nothing. Each finding is a
+    line, with what to do about it below. Exit code 1 when there is an error; warnings alone are 0.
+
+    \b
+    Examples:
+      trunkline doctor redis://localhost:6379
+      python manage.py trunkline doctor
+    """
+    if address:
+        context.find_root().ensure_object(dict)["url"] = address
+    findings = asyncio.run(target.examine(_layer(context)))
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings], ensure_ascii=False, indent=1))
+    else:
+        for finding in findings:
+            mark, colour = _MARKS[finding.level]
+            click.echo(f"{click.style(mark, fg=colour)} {finding.what}")
+            if finding.fix:
+                click.echo(f"    {finding.fix}")
+    return int(any(finding.level == "error" for finding in findings))
+
+
 def _needs(extra: str, module: str, name: str) -> Callable[..., Any]:
     """Import a part that comes with an extra."""
     try:

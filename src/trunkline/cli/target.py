@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import sys
@@ -14,10 +16,10 @@ import click
 
 from ..errors import ConfigurationError
 from ..layers import InMemoryChannelLayer
-from ..opening import get_channel_layer, layer_from_url
+from ..opening import TRANSPORTS, get_channel_layer, layer_from_url
 from ..settings import nearest
 
-__all__ = ["Mistake", "application", "django_application", "layer", "message"]
+__all__ = ["Mistake", "application", "django_application", "examine", "layer", "message"]
 
 
 class Mistake(click.ClickException):
@@ -45,6 +47,27 @@ def layer(url: str | None, alias: str) -> Any:
     if isinstance(found, InMemoryChannelLayer) or (url or "").startswith("memory:"):
         click.echo("note: an in-memory layer ends at this process; no other process is reached", err=True)
     return found if found is not None else layer_from_url("embedded:")
+
+
+async def examine(layer: Any) -> list[Any]:
+    """What the transport of a layer has to say about what is behind it, as ``trunkline.transport.Finding``.
+
+    Raises:
+        Mistake: It is no layer of Trunkline's, or one made in a way of its own.
+    """
+    make = getattr(layer, "_make_transport", None)
+    if not isinstance(make, functools.partial):
+        kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
+        raise Mistake(
+            f"{kind} is not a layer that can be examined: give a URL, as in: trunkline doctor redis://…"
+        )
+    maker: Any = make.func
+    if inspect.ismethod(maker):  # from_url
+        transport: Any = maker.__self__
+        return list(await transport.examine(*make.args, **make.keywords))
+    options = inspect.signature(maker).bind(*make.args, **make.keywords).arguments
+    scheme = next((name for name, path in TRANSPORTS.items() if path.endswith(f":{maker.__name__}")), "")
+    return list(await maker.examine(f"{scheme}://", **options))
 
 
 def message(text: str) -> Any:

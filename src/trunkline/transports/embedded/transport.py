@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from ...errors import ChannelFull, MessageTooLarge
+from ...transport import Finding
 from .directory import path_of_url
+from .doctor import examine
 from .node import EmbeddedNode
 from .store import Frame, Store
 from .writer import After, StoreFull, nothing
@@ -33,6 +35,11 @@ class EmbeddedTransport(EmbeddedNode):
     def from_url(cls, url: str, **options: Any) -> Self:
         """``embedded://`` (the default folder), ``embedded:///abs/dir``, ``embedded://./relative``, ``embedded://~/dir``."""
         return cls(path_of_url(url), **options)
+
+    @classmethod
+    async def examine(cls, url: str, **options: Any) -> list[Finding]:
+        """As ``from_url``; or, with ``path`` among the options, as the constructor."""
+        return await examine(lambda: cls(**options) if "path" in options else cls.from_url(url, **options))
 
     def now(self) -> float:
         return time.time()

@@ -40,7 +40,10 @@ _REFUSALS = {
         "it is in protected mode: it has no password and takes local connections only",
         "give it a password: CONFIG SET requirepass … on its own machine",
     ),
-    "ERR max number": ("it has no room for another client", "CONFIG SET maxclients, or find who keeps so many"),
+    "ERR max number": (
+        "it has no room for another client",
+        "CONFIG SET maxclients, or find who keeps so many",
+    ),
     "LOADING": ("it is still loading its data", "wait; the layer waits too"),
 }
 
@@ -48,7 +51,10 @@ _REFUSALS = {
 def _refused(host: Host, reply: str) -> tuple[str, str]:
     user = host.username or "default"
     if "DB index" in reply:
-        return f"it has no database {host.db}", "use a smaller number in hosts, or raise `databases` in its settings"
+        return (
+            f"it has no database {host.db}",
+            "use a smaller number in hosts, or raise `databases` in its settings",
+        )
     for begin, (what, fix) in _REFUSALS.items():
         if reply.startswith(begin):
             return f"{what.format(user)} ({reply})", fix.format(user)

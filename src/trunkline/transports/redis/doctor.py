@@ -11,7 +11,6 @@ import ipaddress
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from ...errors import ConfigurationError, TransportUnavailable, TrunklineError
 from ...transport import Finding
@@ -43,8 +42,8 @@ class Patient:
     info: dict[str, str] = field(default_factory=dict)
     config: dict[str, str] = field(default_factory=dict)
     user: str = "default"
-    #: Seconds by which its clock is ahead of ours.
-    ahead: float = 0.0
+    #: Seconds by which its clock is ahead of ours; None where it is not told.
+    ahead: float | None = None
 
     def number(self, key: str) -> int:
         """A number of ``INFO``; 0 where it is not told."""
@@ -88,8 +87,9 @@ async def _examine_server(patient: Patient, deadline: float) -> list[Finding]:
         return [why_unreachable(host, error), *found]
     try:
         await _question(patient, connection)
-        found = [*_identity(patient), *found, *_checks(patient)]
-        if not any(finding.level == "error" for finding in _role(patient)):
+        unsuitable = _role(patient)
+        found = [*_identity(patient), *unsuitable, *found, *_checks(patient)]
+        if not unsuitable:
             found += await _keyspace(patient, connection)
             found.append(await _latency(connection))
             found += await examine_permissions(connection, patient.names, patient.user)
@@ -137,7 +137,9 @@ def _security(host: Host) -> list[Finding]:
     if host.ssl:
         if host.ssl_context is None and host.ssl_cert_reqs != "required":
             what = f"TLS without checking the certificate (ssl_cert_reqs={host.ssl_cert_reqs})"
-            fix = 'anybody in between can read and forge: set ssl_ca_certs to your CA, ssl_cert_reqs="required"'
+            fix = (
+                'anybody in between can read and forge: set ssl_ca_certs to your CA, ssl_cert_reqs="required"'
+            )
             return [Finding("warning", what, fix)]
         return [Finding("ok", "encrypted by TLS")]
     if host.path or _is_loopback(host.host):
@@ -172,7 +174,7 @@ def _identity(patient: Patient) -> list[Finding]:
 def _checks(patient: Patient) -> list[Finding]:
     found = [*_clock(patient)]
     if patient.info:
-        found += [*_role(patient), *_memory(patient), *_persistence(patient), *_clients(patient)]
+        found += [*_memory(patient), *_persistence(patient), *_clients(patient)]
     return [*found, *_settings(patient)]
 
 
@@ -194,6 +196,8 @@ def _role(patient: Patient) -> list[Finding]:
 
 
 def _clock(patient: Patient) -> list[Finding]:
+    if patient.ahead is None:
+        return []  # TIME is forbidden, which the permissions tell
     if abs(patient.ahead) <= 1:
         return [Finding("ok", f"its clock and ours differ by {abs(patient.ahead) * 1000:.0f} ms")]
     side = "ahead of" if patient.ahead > 0 else "behind"
@@ -303,7 +307,9 @@ async def _keyspace(patient: Patient, connection: Connection) -> list[Finding]:
     if eternal:
         some = ", ".join(key.decode(errors="replace") for key in eternal[:3])
         what = f"{len(eternal)} keys of the prefix would stay for ever: {some}"
-        found.append(Finding("warning", what, f"give them an end: EXPIRE KEY 3600, e.g. {some.split(',')[0]}"))
+        found.append(
+            Finding("warning", what, f"give them an end: EXPIRE KEY 3600, e.g. {some.split(',')[0]}")
+        )
     return found
 
 
@@ -320,7 +326,3 @@ async def _latency(connection: Connection) -> Finding:
         fix = "every send waits this long: put the server into the same data centre, look for SLOWLOG GET"
         return Finding("warning", what, fix)
     return Finding("ok", what)
-
-
-async def examine_url(transport: Any) -> list[Finding]:
-    raise NotImplementedError

@@ -25,7 +25,7 @@ _HARMLESS = {
     "info": "INFO server",
     "time": "TIME",
     "scan": "SCAN 0 COUNT 1",
-    "script|load": "SCRIPT LOAD return",
+    "script|load": "SCRIPT LOAD )",
     "evalsha": "EVALSHA ffffffffffffffffffffffffffffffffffffffff 1 k",
     "publish": "PUBLISH c doctor",
     "pubsub|numsub": "PUBSUB NUMSUB c",
@@ -63,14 +63,14 @@ _HARMLESS = {
 _MAKING = {"lpush": "LPUSH k x", "rpush": "RPUSH k x", "sadd": "SADD k m"}
 _CLEANING = ("pexpire", "unlink")
 _LAST = {"subscribe": "SUBSCRIBE c"}
+#: What the layer can do without: seeing restarts and replicas, its name in CLIENT LIST, ``flush``.
+_OPTIONAL = {"info", "client|setname", "scan"}
 
 
 def acl_line(prefix: str, user: str = "trunkline") -> str:
     """The command that makes a user who may do what this layer needs, and nothing else."""
     commands = " ".join(f"+{name}" for name in ["auth", "select", *_HARMLESS, *_MAKING, *_LAST])
-    return (
-        f"ACL SETUSER {user} on >PASSWORD resetkeys ~{prefix}/* resetchannels &{prefix}/* -@all {commands}"
-    )
+    return f"ACL SETUSER {user} on >PASSWORD resetkeys ~{prefix}/* resetchannels &{prefix}/* -@all {commands}"
 
 
 async def examine_permissions(connection: Connection, names: Names, user: str) -> list[Finding]:
@@ -81,14 +81,11 @@ async def examine_permissions(connection: Connection, names: Names, user: str) -
     missing.add(await _try(connection, names, _LAST))
     if not missing:
         return [Finding("ok", f"user {user} may do all that is needed")]
-    fix = f"ACL SETUSER {shlex.quote(user)} {' '.join(missing.rules(names.root))}"
-    return [
-        Finding(
-            "error",
-            f"user {user} lacks permissions: {missing}",
-            f"{fix}  (and keep it: ACL SAVE or CONFIG REWRITE)",
-        )
-    ]
+    rules = " ".join(missing.rules(names.root.rpartition("/")[0]))
+    fix = f"ACL SETUSER {shlex.quote(user)} {rules}  (then ACL SAVE or CONFIG REWRITE)"
+    if missing.keys or missing.channels or set(missing.commands) - _OPTIONAL:
+        return [Finding("error", f"user {user} lacks permissions: {missing}", fix)]
+    return [Finding("warning", f"user {user} lacks permissions, not needed for messages: {missing}", fix)]
 
 
 class _Missing:
@@ -97,12 +94,17 @@ class _Missing:
     def __init__(self) -> None:
         self.commands: list[str] = []
         self.keys = self.channels = False
+        #: Kinds of names that some command was allowed to try, ``k`` or ``c``; nothing is known of the others.
+        self.tried: set[str] = set()
 
-    def note(self, command: str, refusal: str) -> None:
-        text = refusal.lower()
-        if " key" in text:
+    def note(self, command: str, form: str, reply: object) -> None:
+        refusal = str(reply).lower() if isinstance(reply, ReplyError) else ""
+        kinds = {"k", "c"} & set(form.split())
+        if "noperm" not in refusal:
+            self.tried |= kinds
+        elif " key" in refusal:
             self.keys = True
-        elif " channel" in text:
+        elif " channel" in refusal:
             self.channels = True
         else:
             self.commands.append(command)
@@ -111,10 +113,11 @@ class _Missing:
         self.commands += other.commands
         self.keys |= other.keys
         self.channels |= other.channels
+        self.tried |= other.tried
 
-    def rules(self, root: str) -> list[str]:
-        prefix = root.partition("/")[0]
-        patterns = ([f"~{prefix}/*"] if self.keys else []) + ([f"&{prefix}/*"] if self.channels else [])
+    def rules(self, prefix: str) -> list[str]:
+        patterns = [f"~{prefix}/*"] if "k" not in self.tried else []
+        patterns += [f"&{prefix}/*"] if "c" not in self.tried else []
         return patterns + [f"+{name}" for name in self.commands]
 
     def __bool__(self) -> bool:
@@ -134,8 +137,7 @@ async def _try(connection: Connection, names: Names, forms: dict[str, str], *cle
     behind = [_command(_HARMLESS[name], key) for name in cleaning]
     for name, form in forms.items():
         reply, *_ = await connection.call(_command(form, key), *behind)
-        if isinstance(reply, ReplyError) and "NOPERM" in str(reply):
-            missing.note(name, str(reply))
+        missing.note(name, form, reply)
     return missing
 
 

@@ -10,7 +10,8 @@ from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from ...errors import ConfigurationError, LayerClosed, TransportUnavailable
-from ...transport import Arrivals, Transport
+from ...transport import Arrivals, Finding, Transport
+from .doctor import examine
 from .hosts import Host, parse_hosts
 from .inbox import pack_post
 from .link import Link, Pace
@@ -89,6 +90,12 @@ class RedisTransport(Transport):
             else:
                 for_host.append((key, value))
         return cls([urlunsplit(parts._replace(query=urlencode(for_host)))], **options)
+
+    @classmethod
+    async def examine(cls, url: str, **options: Any) -> list[Finding]:
+        """As ``from_url``; or, with ``hosts`` among the options, as the constructor."""
+        made = cls(**options) if "hosts" in options else cls.from_url(url, **options)
+        return await examine(made._hosts, made._read_hosts, prefix=made._prefix, deadline=made._deadline)
 
     def __repr__(self) -> str:
         servers = ", ".join(host.address for host in self._hosts)
