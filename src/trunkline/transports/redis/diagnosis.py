@@ -44,6 +44,10 @@ _REFUSALS = {
         "it has no room for another client",
         "CONFIG SET maxclients, or find who keeps so many",
     ),
+    "MISCONF": (
+        "it could not save to its disk and refuses messages until it can",
+        "make room on its disk; its log says more. Or: CONFIG SET stop-writes-on-bgsave-error no",
+    ),
     "LOADING": ("it is still loading its data", "wait; the layer waits too"),
 }
 
@@ -96,6 +100,18 @@ def _ended(host: Host, cause: BaseException) -> tuple[str, str]:
     return "it ends the connection at once; it may speak TLS only", "try rediss://"
 
 
+def _silent(host: Host, cause: BaseException) -> tuple[str, str]:
+    if host.ssl:
+        return (
+            "it does not answer in TLS (timeout)",
+            "try redis://; if that is silent too, a firewall may drop packets",
+        )
+    return (
+        "it does not answer (timeout)",
+        "a firewall may drop packets, or the server is stopped or overloaded",
+    )
+
+
 _Explain = Callable[[Host, BaseException], tuple[str, str]]
 
 #: The first kind that matches counts.
@@ -128,11 +144,5 @@ _CAUSES: list[tuple[type[BaseException], _Explain]] = [
         ),
     ),
     (ConnectionError, _ended),
-    (
-        TimeoutError,
-        lambda host, cause: (
-            "it does not answer (timeout)",
-            "a firewall may drop packets, or the server is stopped or overloaded; with rediss://, does it speak TLS?",
-        ),
-    ),
+    (TimeoutError, _silent),
 ]

@@ -84,7 +84,7 @@ async def _examine_server(patient: Patient, deadline: float) -> list[Finding]:
     try:
         connection, gone = await _connect(host, deadline)
     except (TransportUnavailable, ConfigurationError) as error:
-        return [why_unreachable(host, error), *found]
+        return [why_unreachable(host, error)]
     try:
         await _question(patient, connection)
         unsuitable = _role(patient)

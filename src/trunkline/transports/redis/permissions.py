@@ -76,7 +76,9 @@ def acl_line(prefix: str, user: str = "trunkline") -> str:
 async def examine_permissions(connection: Connection, names: Names, user: str) -> list[Finding]:
     """Try what the transport needs; the connection is only good for closing afterwards."""
     missing = await _try(connection, names, _HARMLESS)
-    if not set(_CLEANING) & set(missing.commands) and not missing.keys:
+    if set(_CLEANING) & set(missing.commands) or missing.keys:
+        missing.untried = list(_MAKING)
+    else:
         missing.add(await _try(connection, names, _MAKING, *_CLEANING))
     missing.add(await _try(connection, names, _LAST))
     if not missing:
@@ -96,6 +98,8 @@ class _Missing:
         self.keys = self.channels = False
         #: Kinds of names that some command was allowed to try, ``k`` or ``c``; nothing is known of the others.
         self.tried: set[str] = set()
+        #: Commands that could not be tried; the line that mends the rest allows them too.
+        self.untried: list[str] = []
 
     def note(self, command: str, form: str, reply: object) -> None:
         refusal = str(reply).lower() if isinstance(reply, ReplyError) else ""
@@ -118,7 +122,7 @@ class _Missing:
     def rules(self, prefix: str) -> list[str]:
         patterns = [f"~{prefix}/*"] if "k" not in self.tried else []
         patterns += [f"&{prefix}/*"] if "c" not in self.tried else []
-        return patterns + [f"+{name}" for name in self.commands]
+        return patterns + [f"+{name}" for name in self.commands + self.untried]
 
     def __bool__(self) -> bool:
         return bool(self.commands or self.keys or self.channels)
