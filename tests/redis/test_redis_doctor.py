@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from frameworks.programs import environment
-from servers import Server
+from servers import Server, free_port
 from trunkline.layers import RedisChannelLayer
 from trunkline.transport import Finding
 from trunkline.transports.redis import RedisTransport, permissions
@@ -38,7 +38,7 @@ class Findings:
     def one(self, level: str, what: str) -> Finding:
         """The finding of that level that says this."""
         mine = [f for f in self.found if f.level == level and re.search(what, f.what)]
-        assert len(mine) == 1, f"{len(mine)} × {level} {what!r} in:\n" + "\n".join(map(str, self.found))
+        assert len(mine) == 1, f"{len(mine)} times {level} {what!r} in:\n" + "\n".join(map(str, self.found))
         return mine[0]
 
 
@@ -124,7 +124,7 @@ async def test_persistence(serve: Callable[..., Server]) -> None:
     snapshots.call("SET", "x", "1", "PX", 60000)
     snapshots.call("BGSAVE")
     async with asyncio.timeout(10):
-        while "rdb_last_bgsave_status:err" not in snapshots.call("INFO", "persistence").decode():  # noqa: ASYNC110
+        while "rdb_last_bgsave_status:err" not in snapshots.call("INFO", "persistence").decode():
             await asyncio.sleep(0.02)
     (await look(snapshots.url)).one("error", "it could not save to its disk and refuses messages")
     snapshots.call("CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
@@ -164,7 +164,7 @@ async def test_a_replica(serve: Callable[..., Server]) -> None:
 
 async def test_a_cluster(serve: Callable[..., Server]) -> None:
     """A server in cluster mode is an error that says what to use instead."""
-    server = serve(cluster_enabled="yes")
+    server = serve(cluster_enabled="yes", cluster_port=str(free_port()))
     assert "hosts" in (await look(server.url)).one("error", "Redis Cluster, which this version").fix
 
 

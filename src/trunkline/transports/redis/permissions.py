@@ -28,8 +28,8 @@ _HARMLESS = {
     "script|load": "SCRIPT LOAD )",
     "evalsha": "EVALSHA ffffffffffffffffffffffffffffffffffffffff 1 k",
     "publish": "PUBLISH c doctor",
-    "pubsub|numsub": "PUBSUB NUMSUB c",
-    "unsubscribe": "UNSUBSCRIBE c",
+    "pubsub|numsub": "PUBSUB NUMSUB x",
+    "unsubscribe": "UNSUBSCRIBE x",
     "xadd": "XADD k NOMKSTREAM MINID ~ 0 * d x",
     "xrange": "XRANGE k - + COUNT 1",
     "xrevrange": "XREVRANGE k + - COUNT 1",
@@ -120,8 +120,8 @@ class _Missing:
         self.tried |= other.tried
 
     def rules(self, prefix: str) -> list[str]:
-        patterns = [f"~{prefix}/*"] if "k" not in self.tried else []
-        patterns += [f"&{prefix}/*"] if "c" not in self.tried else []
+        patterns = [f"~{prefix}/*"] if self.keys or "k" not in self.tried else []
+        patterns += [f"&{prefix}/*"] if self.channels or "c" not in self.tried else []
         return patterns + [f"+{name}" for name in self.commands + self.untried]
 
     def __bool__(self) -> bool:
