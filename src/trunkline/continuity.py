@@ -28,6 +28,9 @@ _HEADER = struct.Struct(">B8sQQQI")
 HEADER_SIZE = _HEADER.size
 _unpack = _HEADER.unpack_from
 
+#: Bytes that keeping a frame costs beside its body, roughly.
+_OVERHEAD = 500
+
 #: The frame carries nothing; it only keeps the chain closed where a frame was refused or given up.
 VOID = 1
 #: The frame is sent again: its answer was lost, or its server may have forgotten it.
@@ -58,11 +61,11 @@ class Sender(Generic[_S]):
         sid: 8 bytes nobody else has.
         retention: Seconds that frames stay of interest; a chain is not continued over a longer silence.
         window: Seconds that answered frames are kept for a replay.
-        window_bytes: Bound of the frames kept for a replay.
+        window_bytes: Bound of the memory that they may take.
     """
 
     def __init__(
-        self, sid: bytes, *, retention: float, window: float = 5.0, window_bytes: int = 16 << 20
+        self, sid: bytes, *, retention: float, window: float = 5.0, window_bytes: int = 32 << 20
     ) -> None:
         self.sid = sid
         self._retention_ms = int(retention * 1000)
@@ -108,7 +111,7 @@ class Sender(Generic[_S]):
             waiting.popleft()
         if sent.topic is not None and self._window > 0:
             self._kept.append((now, sent))
-            self._kept_bytes += HEADER_SIZE + len(sent.body)
+            self._kept_bytes += _OVERHEAD + len(sent.body)
             self.prune(now)
 
     def refuse(self, sent: _S, now: float) -> None:
@@ -130,7 +133,7 @@ class Sender(Generic[_S]):
         """Drop what has left the replay window. Call it while the server is known to be well."""
         kept = self._kept
         while kept and (kept[0][0] < now - self._window or self._kept_bytes > self._window_bytes):
-            self._kept_bytes -= HEADER_SIZE + len(kept.popleft()[1].body)
+            self._kept_bytes -= _OVERHEAD + len(kept.popleft()[1].body)
 
     @property
     def floor(self) -> int:

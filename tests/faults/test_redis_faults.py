@@ -301,3 +301,25 @@ async def test_a_silent_push_connection_is_found_by_the_probe(server: Server, pr
         else:
             await asyncio.sleep(2.0)
             assert (b.frames, b.disconnects) == ([b"0"], 0)
+
+
+@pytest.mark.parametrize("audit", [0.5, 1000.0])
+async def test_the_audit_finds_what_nothing_else_notices(server: Server, audit: float) -> None:
+    """Some pushes vanish and the topic falls silent: the end of its log tells. Without the audit nobody would know."""
+    prefix = unique()
+    pace = Pace(heartbeat=0.5, audit=audit, probe=False)
+    async with Silence(server) as road, Node(server, prefix) as a, Node(server, prefix, port=road.port, _pace=pace) as b:
+        await b.transport.subscribe("room")
+        await a.transport.publish("room", b"0", TTL)
+        await eventually(lambda: b.frames)
+        road.silent = True
+        await a.transport.publish("room", b"1", TTL)
+        await a.transport.publish("room", b"2", TTL)
+        await asyncio.sleep(0.2)
+        road.silent = False
+        if audit < 1:
+            await eventually(lambda: b.frames == [b"0", b"1", b"2"])
+            assert (b.gaps, b.disconnects) == ([], 0)
+        else:
+            await asyncio.sleep(2.0)
+            assert b.frames == [b"0"]

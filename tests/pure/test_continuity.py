@@ -182,7 +182,7 @@ def test_the_replay_window_holds_what_was_answered_in_its_time_and_comes_first()
 
 
 def test_the_replay_window_is_bounded_in_bytes():
-    sender: Sender[Sent] = Sender(b"sender-1", retention=60, window=5, window_bytes=3000)
+    sender: Sender[Sent] = Sender(b"sender-1", retention=60, window=5, window_bytes=4000)
     for number in range(9):
         sent = Sent(ROOM, b"%d" % number + bytes(999))
         sender.number(sent, 2000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -174,6 +175,45 @@ async def test_unix_sockets(server: Server, tmp_path: Path) -> None:
         local.kill()
 
 
+async def test_tls(tmp_path: Path) -> None:
+    """rediss:// with a private authority; a certificate nobody vouches for is refused."""
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        [
+            *"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split(),
+            *["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", cert],
+        ],
+        check=True,
+        capture_output=True,
+    )
+    port = free_port()
+    options = {"tls_port": str(port), "tls_cert_file": str(cert), "tls_key_file": str(key)}
+    server = Server("redis", tmp_path / "tls", tls_ca_cert_file=str(cert), tls_auth_clients="no", **options)
+    try:
+        for query in (f"ssl_ca_certs={cert}", "ssl_cert_reqs=none"):
+            node = Node(server, unique())
+            node.transport = RedisTransport.from_url(f"rediss://127.0.0.1:{port}?{query}")
+            async with node:
+                await node.transport.subscribe("room")
+                await node.transport.publish("room", bytes(300_000), TTL)
+                await eventually(lambda node=node: node.frames == [bytes(300_000)])
+        with pytest.raises(TransportUnavailable, match="CERTIFICATE"):
+            stranger = RedisTransport.from_url(f"rediss://127.0.0.1:{port}", connect_timeout=0.5)
+            await stranger.open(new_node(), Node.__new__(Node))
+    finally:
+        server.kill()
+
+
+async def test_a_cluster_is_named_as_missing(server: Server, tmp_path: Path) -> None:
+    """Part of a cluster answers many commands and would fail at the first name of another part."""
+    cluster = Server(server.kind, tmp_path / "cluster", cluster_enabled="yes")
+    try:
+        with pytest.raises(ConfigurationError, match="cluster"):
+            await RedisTransport([cluster.url]).open(new_node(), Node.__new__(Node))
+    finally:
+        cluster.kill()
+
+
 async def test_a_replica_is_refused_by_name(server: Server, tmp_path: Path) -> None:
     """Writing to a replica never works: open says which server it follows."""
     replica = Server(server.kind, tmp_path / "replica")
@@ -216,6 +256,25 @@ async def test_senders_wait_for_their_ttl_and_no_longer(server: Server, tmp_path
             assert await pull == b"job"
             await eventually(lambda: a.frames)
             assert a.frames == [b"patient"]
+    finally:
+        own.kill()
+
+
+async def test_waiting_readers_leave_nothing_behind_in_an_outage(server: Server, tmp_path: Path) -> None:
+    """A worker that polls with a timeout through an outage makes no heap of requests."""
+    own = Server(server.kind, tmp_path / "own")
+    try:
+        async with Node(own, unique()) as a:
+            own.kill()
+            await eventually(lambda: a.disconnects)
+            for _ in range(50):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(a.transport.pull("queue"), 0.001)
+            await eventually(lambda: not a.transport._links[0].outbox._waiting)
+            subscription = asyncio.create_task(a.transport.subscribe("room"))
+            await asyncio.sleep(0)
+            await a.transport.unsubscribe("room")
+            await asyncio.wait_for(subscription, 5)
     finally:
         own.kill()
 

@@ -45,12 +45,22 @@ def pack(*command: bytes | str | int) -> bytes:
     return packed
 
 
-def unavailable(host: Host, cause: BaseException | str) -> TransportUnavailable:
-    """The one place where a driver's, a socket's or a server's trouble becomes ours."""
+def unavailable(host: Host, cause: BaseException | str, *, on_its_way: bool = False) -> TransportUnavailable:
+    """The one place where a driver's, a socket's or a server's trouble becomes ours.
+
+    Args:
+        on_its_way: It was sent, and only the answer may be missing.
+    """
     text = str(cause) or type(cause).__name__
+    if isinstance(cause, ReplyError):
+        advice = f"Redis at {host.address} refuses to work: {text}"
+    else:
+        advice = (
+            f"Redis at {host.address} cannot be reached ({text}). Is the server running? "
+            f"Try: redis-cli {_cli(host)} ping"
+        )
     error = TransportUnavailable(
-        f"Redis at {host.address} cannot be reached ({text}). Is the server running? "
-        f"Try: redis-cli {_cli(host)} ping"
+        advice + (". The message was on its way and may have arrived" if on_its_way else "")
     )
     if isinstance(cause, BaseException):
         error.__cause__ = cause

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ssl as tls
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -63,24 +64,27 @@ class Host:
         Raises:
             ConfigurationError: A certificate file cannot be read.
         """
-        if not self.ssl:
-            return None
-        if self.ssl_context is not None:
-            return self.ssl_context
-        try:
-            context = tls.create_default_context(cafile=self.ssl_ca_certs)
-            if self.ssl_certfile:
-                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
-        except OSError as error:
-            raise ConfigurationError(
-                f"hosts: TLS files of {self.address} cannot be used ({error}): check ssl_ca_certs, ssl_certfile "
-                "and ssl_keyfile"
-            ) from error
-        if self.ssl_cert_reqs == "none" or not self.ssl_check_hostname:
-            context.check_hostname = False
-        if self.ssl_cert_reqs != "required":
-            context.verify_mode = tls.CERT_NONE if self.ssl_cert_reqs == "none" else tls.CERT_OPTIONAL
-        return context
+        return _context(self) if self.ssl else None
+
+
+@functools.lru_cache(maxsize=64)
+def _context(host: Host) -> tls.SSLContext:
+    if host.ssl_context is not None:
+        return host.ssl_context
+    try:
+        context = tls.create_default_context(cafile=host.ssl_ca_certs)
+        if host.ssl_certfile:
+            context.load_cert_chain(host.ssl_certfile, host.ssl_keyfile, host.ssl_keyfile_password)
+    except OSError as error:
+        raise ConfigurationError(
+            f"hosts: TLS files of {host.address} cannot be used ({error}): check ssl_ca_certs, ssl_certfile "
+            "and ssl_keyfile"
+        ) from error
+    if host.ssl_cert_reqs == "none" or not host.ssl_check_hostname:
+        context.check_hostname = False
+    if host.ssl_cert_reqs != "required":
+        context.verify_mode = tls.CERT_NONE if host.ssl_cert_reqs == "none" else tls.CERT_OPTIONAL
+    return context
 
 
 _FIELDS = {f.name for f in fields(Host)}

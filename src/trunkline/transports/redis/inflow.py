@@ -114,7 +114,9 @@ class Inflow:
         left = [(topic, sub.left) for topic, sub in self._subscriptions.items() if sub.left is not None]
         leaving = [topic for topic, at in left if at <= now - LINGER]
         for topic in leaving:
-            del self._subscriptions[topic]
+            confirmed = self._subscriptions.pop(topic).confirmed
+            if not confirmed.done():
+                confirmed.set_result(None)  # whoever waits for it was overtaken by an unsubscribe
             self.receiver.leave(topic)
         if self._pushes is not None:
             for start in range(0, len(leaving), _BATCH):

@@ -240,6 +240,7 @@ class Link:
         if forgetful or not (known or first):
             self.inbox.doubt(30.0)
         self.outbox.resume(commands, forgetful=forgetful)
+        self.inbox.flush()
         self.inflow.read_logs()
         self.readers.wake_all()
         self.up = True
@@ -267,17 +268,31 @@ class Link:
         if isinstance(info, ReplyError):
             return "unknown"
         facts = dict(line.partition(":")[::2] for line in info.decode(errors="replace").splitlines())
+        self._judge(facts)
+        return f"{facts.get('run_id')} {facts.get('master_replid')}"
+
+    def _judge(self, facts: dict[str, str]) -> None:
+        """Refuse a server that cannot serve, warn of one that may not."""
+        address = self.host.address
+        version = tuple(int(part) for part in facts.get("redis_version", "7.0").split(".")[:2])
+        if version < (6, 2):
+            raise ConfigurationError(
+                f"{address} is Redis {facts['redis_version']}: 6.2 or newer, or Valkey, is needed"
+            )
+        if facts.get("cluster_enabled") == "1":
+            raise ConfigurationError(
+                f"{address} is part of a cluster, which arrives in a later version: name single servers"
+            )
         if facts.get("role", "master") != "master":
             raise unavailable(
                 self.host, f"it is a replica of {facts.get('master_host')}, name the master in hosts"
             )
-        if self._run_id is None and str(facts.get("maxmemory_policy")).startswith("allkeys"):
+        if self._run_id is None and facts.get("maxmemory_policy", "").startswith("allkeys"):
             log.warning(
                 "%s may evict any key (maxmemory-policy %s): messages may be lost; set it to noeviction",
-                self.host.address,
+                address,
                 facts["maxmemory_policy"],
             )
-        return f"{facts.get('run_id')} {facts.get('master_replid')}"
 
     async def _show_life(self, commands: Connection) -> bool:
         """The sign of life; True when the server had the last one still."""
@@ -301,10 +316,6 @@ class Link:
             self._tell_bound()
         if not isinstance(was, ReplyError):
             return was is not None
-        if str(was).startswith("ERR"):
-            raise ConfigurationError(
-                f"{self.host.address} is too old ({was}): Redis 6.2, or any Valkey, is needed"
-            )
         if not str(was).startswith(("OOM", "MISCONF", "BUSY")):
             raise unavailable(self.host, was)
         return True  # it cannot say; it works and will remember us when it can
@@ -361,8 +372,8 @@ class Link:
         if topic == self.inbox.keys[0]:
             self.inbox.doubt(30.0)
             self._arrivals.gap(None, f"{self.host.address} lost messages that were sent to this node")
-        else:
-            self._arrivals.gap(self._topics.get(topic), f"{self.host.address} lost messages")
+        elif topic in self._topics:
+            self._arrivals.gap(self._topics[topic], f"{self.host.address} lost messages")
 
     def _hear(self, channel: bytes, data: bytes) -> None:
         kind, text = data[:1], data[1:]

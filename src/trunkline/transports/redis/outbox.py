@@ -26,6 +26,9 @@ _PASSING = (
     "LOADING", "OOM", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "NOSCRIPT", "READONLY",
 )  # fmt: skip
 
+FOR_EVER = float("inf")
+
+#: What may wait in an outage.
 MAX_WAITING = 10_000
 MAX_WAITING_BYTES = 16 << 20
 
@@ -100,7 +103,7 @@ class ScriptOp(Op):
         keys: tuple[bytes, ...],
         args: list[bytes | str | int],
         *,
-        ttl: float = float("inf"),
+        ttl: float = FOR_EVER,
         numbered: bool = False,
     ) -> None:
         super().__init__(outbox, None, b"", ttl)
@@ -117,7 +120,7 @@ class PlainOp(Op):
 
     __slots__ = ("_command",)
 
-    def __init__(self, outbox: Outbox, *command: bytes | str | int, ttl: float = float("inf")) -> None:
+    def __init__(self, outbox: Outbox, *command: bytes | str | int, ttl: float = FOR_EVER) -> None:
         super().__init__(outbox, None, b"", ttl)
         self._command = command
 
@@ -228,14 +231,21 @@ class Outbox:
         if self.flowing:
             self._send_new(op)
             return
-        if len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES:
-            self._waiting = deque(waiting for waiting in self._waiting if not waiting.future.cancelled())
-            self._waiting_bytes = sum(len(waiting.body) for waiting in self._waiting)
-            if len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES:
+        # What has no end of life (pulls, reports) is bounded by who makes it.
+        if op.expires != FOR_EVER and self._is_full():
+            self._prune_waiting()
+            if self._is_full():
                 raise unavailable(self._host, self._trouble)
         self._waiting.append(op)
         self._waiting_bytes += len(op.body)
         self._arm()
+
+    def _is_full(self) -> bool:
+        return len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES
+
+    def _prune_waiting(self) -> None:
+        self._waiting = deque(op for op in self._waiting if not op.future.done())
+        self._waiting_bytes = sum(len(op.body) for op in self._waiting)
 
     def _send_new(self, op: Op) -> None:
         self.sender.number(op, int(self.clock.now() * 1000))
@@ -248,7 +258,7 @@ class Outbox:
         log = self._logs.get(topic)
         if log is None:
             if len(self._logs) > 1000:
-                self._logs = {name: log for name, log in self._logs.items() if log[0] > now}
+                self._logs = {name: log for name, log in self._logs.items() if log[0] > now - 30}
             log = self._logs[topic] = [0.0, 0.0]
         packed = []
         log[1] += 1
@@ -387,16 +397,13 @@ class Outbox:
         if self.flowing:
             return
         now = time.monotonic()
-        if any(op.expires <= now for op in self._waiting):
-            for op in self._waiting:
-                if op.expires <= now and not op.future.done():
-                    op.future.set_exception(unavailable(self._host, self._trouble))
-            self._waiting = deque(op for op in self._waiting if op.expires > now)
-            self._waiting_bytes = sum(len(op.body) for op in self._waiting)
+        for op in self._waiting:
+            if op.expires <= now and not op.future.done():
+                op.future.set_exception(unavailable(self._host, self._trouble))
+        self._prune_waiting()
         for op in self.sender.unanswered():  # they were on their way already
             if op.expires <= now and not op.future.done():
-                # It may have been carried: only the answer may be missing. It is not sent again.
-                op.future.set_exception(unavailable(self._host, self._trouble))
+                op.future.set_exception(unavailable(self._host, self._trouble, on_its_way=True))
                 if op.topic is None:
                     self.sender.answer(op, now)
                 else:

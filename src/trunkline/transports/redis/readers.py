@@ -49,6 +49,8 @@ class Readers:
         keys = self._names.queue_keys(queue)
         member = self._channel + b" " + slot.name.encode()
         args: list[Any] = []
+        take: ScriptOp | None = None
+        asked = False
         try:
             while True:
                 self._requests += 1
@@ -57,6 +59,7 @@ class Readers:
                 take = ScriptOp(self._outbox, TAKE, keys, args)
                 self._outbox.submit(take)
                 frame: bytes | None = await take.future
+                asked = True
                 if frame is not None:
                     return frame[1:]
                 if not slot.woken:
@@ -64,7 +67,8 @@ class Readers:
                     await slot.waiting
         except asyncio.CancelledError:
             # Behind the request in the same line: whatever became of that, this comes after it.
-            self._outbox.submit(ScriptOp(self._outbox, LEAVE, keys, args))
+            if asked or (take is not None and take.seq):
+                self._outbox.submit(ScriptOp(self._outbox, LEAVE, keys, args))
             raise
         finally:
             slot.waiting = None
