@@ -25,10 +25,12 @@ from asgiref.sync import async_to_sync
 
 from .contestants import CONTESTANTS
 
-__all__ = ["STRIDE", "faults", "pooled"]
+__all__ = ["LONGEST", "STRIDE", "faults", "pooled"]
 
 #: A message's number is its sender's times this, plus its place among that sender's messages.
 STRIDE = 10**9
+#: Bytes of the longest request or answer.
+LONGEST = 1 << 28
 #: Seconds a sender waits before it tries a full channel again.
 _RETRY = 0.001
 
@@ -247,7 +249,7 @@ async def perform(name: str, where: str) -> None:
     """Obey the lines of standard input until it ends."""
     layer, full = CONTESTANTS[name].make(where)
     actors: dict[int, Actor] = {}
-    reader = asyncio.StreamReader()
+    reader = asyncio.StreamReader(limit=LONGEST)
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     running: set[asyncio.Task[None]] = set()

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from .contestants import Contestant, Place
+from .players import LONGEST
 
 __all__ = ["Failed", "Part", "Process"]
 
-#: Bytes of the longest answer.
-_LONGEST = 1 << 28
 #: Seconds a player has to leave by itself.
 _LEAVE = 3.0
 
@@ -58,7 +57,7 @@ class Process:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
                 cwd=Path(__file__).parents[1],
-                limit=_LONGEST,
+                limit=LONGEST,
             )
         assert process.stdin is not None
         assert process.stdout is not None

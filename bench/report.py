@@ -68,7 +68,10 @@ class Results:
             failures = [found for found in rows[name] if isinstance(found, str)]
             cells = [cell(key, figures.get(key), base.get(key)) for key in columns]
             if failures:
-                cells = [*cells, f"{len(failures)} of {len(rows[name])} failed: {failures[0][-160:]}"]
+                cells = [
+                    *cells,
+                    f"{len(failures)} of {len(rows[name])} failed: {' '.join(failures[0].split())[-160:]}",
+                ]
             table.append([name, *cells])
         return table
 

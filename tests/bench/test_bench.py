@@ -15,7 +15,8 @@ from bench.report import AGAIN, Results
 from bench.scenarios import FAULTS, QUICK, SCENARIOS, run
 
 ROOT = Path(__file__).parents[2]
-TINY = replace(QUICK, seconds=0.02, crowd=10, rooms=5, idle=0.05, waiting=10, burst=2, local=10)
+# A crowd whose names do not fit one buffer of a pipe.
+TINY = replace(QUICK, seconds=0.02, crowd=1500, rooms=5, idle=0.05, waiting=10, burst=2, local=10)
 
 
 @pytest.mark.parametrize("layer", ["memory", "embedded"])
