@@ -12,7 +12,7 @@ from servers import Server
 from trunkline.errors import TransportUnavailable
 from trunkline.names import new_node
 from trunkline.transports.redis import RedisTransport
-from trunkline.transports.redis.link import Pace
+from trunkline.transports.redis.pace import Pace
 
 TTL = 60.0
 QUICK = Pace(heartbeat=0.5, audit=2.0)

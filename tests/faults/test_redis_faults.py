@@ -14,7 +14,7 @@ from servers import Server, servers
 from trunkline.errors import ChannelFull, TransportUnavailable
 from trunkline.testing import Link
 from trunkline.testing.proxy import TcpProxy
-from trunkline.transports.redis.link import Pace
+from trunkline.transports.redis.pace import Pace
 
 
 @pytest.fixture(params=sorted(servers()))
@@ -308,7 +308,11 @@ async def test_the_audit_finds_what_nothing_else_notices(server: Server, audit: 
     """Some pushes vanish and the topic falls silent: the end of its log tells. Without the audit nobody would know."""
     prefix = unique()
     pace = Pace(heartbeat=0.5, audit=audit, probe=False)
-    async with Silence(server) as road, Node(server, prefix) as a, Node(server, prefix, port=road.port, _pace=pace) as b:
+    async with (
+        Silence(server) as road,
+        Node(server, prefix) as a,
+        Node(server, prefix, port=road.port, _pace=pace) as b,
+    ):
         await b.transport.subscribe("room")
         await a.transport.publish("room", b"0", TTL)
         await eventually(lambda: b.frames)

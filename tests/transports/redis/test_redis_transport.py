@@ -16,7 +16,7 @@ from servers import Server, free_port
 from trunkline.errors import ChannelFull, ConfigurationError, LayerClosed, TransportUnavailable
 from trunkline.names import new_node
 from trunkline.transports.redis import RedisTransport
-from trunkline.transports.redis.link import Pace
+from trunkline.transports.redis.pace import Pace
 
 
 async def test_commands_for_each_operation(server: Server) -> None:
@@ -180,7 +180,18 @@ async def test_tls(tmp_path: Path) -> None:
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(
         [
-            *"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split(),
+            *[
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-days",
+                "2",
+                "-subj",
+                "/CN=localhost",
+            ],
             *["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", cert],
         ],
         check=True,
@@ -206,7 +217,7 @@ async def test_tls(tmp_path: Path) -> None:
 
 async def test_a_cluster_is_named_as_missing(server: Server, tmp_path: Path) -> None:
     """Part of a cluster answers many commands and would fail at the first name of another part."""
-    cluster = Server(server.kind, tmp_path / "cluster", cluster_enabled="yes")
+    cluster = Server(server.kind, tmp_path / "cluster", cluster_enabled="yes", cluster_port=str(free_port()))
     try:
         with pytest.raises(ConfigurationError, match="cluster"):
             await RedisTransport([cluster.url]).open(new_node(), Node.__new__(Node))

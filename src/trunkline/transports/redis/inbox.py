@@ -11,7 +11,8 @@ import struct
 import time
 
 from ...transport import Arrivals
-from .outbox import Outbox, ScriptOp
+from .ops import ScriptOp
+from .outbox import Outbox
 from .scripts import TAKEN, TRUTH
 
 __all__ = ["Inbox", "pack_post"]

@@ -13,7 +13,6 @@ import random
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ...continuity import Receiver, Sender
 from ...errors import ConfigurationError, TransportUnavailable
@@ -21,37 +20,19 @@ from ...transport import Arrivals
 from .clock import Clock
 from .connection import Connection, ReplyError, connect, raise_refused, unavailable
 from .hosts import Host
+from .identity import identify
 from .inbox import Inbox
 from .inflow import Inflow
-from .outbox import Op, Outbox
+from .ops import Op
+from .outbox import Outbox
+from .pace import Pace
 from .readers import Readers
 from .scripts import ALL
 from .topology import Names
 
-__all__ = ["Link", "Pace"]
+__all__ = ["Link"]
 
 log = logging.getLogger("trunkline.redis")
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How often what is done; in seconds."""
-
-    #: A sign of life, and a probe of the push connection when it was silent as long.
-    heartbeat: float = 5.0
-    #: A node without a sign of life for so long is dead.
-    life: float = 15.0
-    #: The ends of quiet logs are looked at, against anything nobody thought of.
-    audit: float = 30.0
-    #: Answered frames are kept, for a server that loses what it answered.
-    window: float = 5.0
-    #: A frame that is missing in its log is waited for: its sender may be repeating it.
-    patience: float = 1.0
-    #: Longest pause between two attempts to connect. A server that comes back empty gets twice as long, so that the
-    #: other nodes are back before we send.
-    backoff: float = 0.5
-    #: Whether silence of the push connection is probed at all.
-    probe: bool = True
 
 
 class Link:
@@ -190,6 +171,10 @@ class Link:
                 trouble = error
             except TimeoutError as error:
                 trouble = unavailable(self.host, error)
+            except Exception as error:
+                # Whatever it is, a link that stops trying is an outage without end.
+                log.exception("unexpected trouble with %s, connecting anew", self.host.address)
+                trouble = unavailable(self.host, error)
             self._interrupt(trouble)
             pause = min(0.02 * 2**attempt, self._pace.backoff) * random.uniform(0.5, 1.0)
             attempt = min(attempt + 1, 10)
@@ -265,34 +250,7 @@ class Link:
         for reply in loaded:
             if isinstance(reply, ReplyError):
                 raise_refused(self.host, reply)
-        if isinstance(info, ReplyError):
-            return "unknown"
-        facts = dict(line.partition(":")[::2] for line in info.decode(errors="replace").splitlines())
-        self._judge(facts)
-        return f"{facts.get('run_id')} {facts.get('master_replid')}"
-
-    def _judge(self, facts: dict[str, str]) -> None:
-        """Refuse a server that cannot serve, warn of one that may not."""
-        address = self.host.address
-        version = tuple(int(part) for part in facts.get("redis_version", "7.0").split(".")[:2])
-        if version < (6, 2):
-            raise ConfigurationError(
-                f"{address} is Redis {facts['redis_version']}: 6.2 or newer, or Valkey, is needed"
-            )
-        if facts.get("cluster_enabled") == "1":
-            raise ConfigurationError(
-                f"{address} is part of a cluster, which arrives in a later version: name single servers"
-            )
-        if facts.get("role", "master") != "master":
-            raise unavailable(
-                self.host, f"it is a replica of {facts.get('master_host')}, name the master in hosts"
-            )
-        if self._run_id is None and facts.get("maxmemory_policy", "").startswith("allkeys"):
-            log.warning(
-                "%s may evict any key (maxmemory-policy %s): messages may be lost; set it to noeviction",
-                address,
-                facts["maxmemory_policy"],
-            )
+        return identify(self.host, info, first=self._run_id is None)
 
     async def _show_life(self, commands: Connection) -> bool:
         """The sign of life; True when the server had the last one still."""

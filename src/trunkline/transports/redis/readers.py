@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from .outbox import Outbox, ScriptOp
+from .ops import ScriptOp
+from .outbox import Outbox
 from .scripts import LEAVE, TAKE
 from .topology import Names
 

@@ -7,6 +7,7 @@ on it, whatever their version, so nothing here may ever give another answer.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import zlib
 from collections.abc import Sequence
@@ -61,6 +62,11 @@ class Names:
 
     def __init__(self, prefix: str, database: int) -> None:
         self.root = f"{prefix}/{database}"
+        # Asked for with every message, and a node meets few names at a time.
+        remembered = functools.lru_cache(maxsize=16384)
+        self.topic = remembered(self._topic)
+        self.post_keys = remembered(self._post_keys)
+        self.push_keys = remembered(self._push_keys)
         #: What happens to this prefix on this server: a queue was bound, everything was flushed.
         self.news = self._key("news", "")
         #: Topics with bindings.
@@ -69,7 +75,7 @@ class Names:
     def _key(self, kind: str, name: str, tag_of: str = "") -> bytes:
         return f"{self.root}{{{TAGS[partition(tag_of or name)]}}}{kind}:{name}".encode()
 
-    def topic(self, topic: str) -> bytes:
+    def _topic(self, topic: str) -> bytes:
         """The log and the pub/sub channel of a topic."""
         return self._key("t", topic)
 
@@ -84,7 +90,7 @@ class Names:
         """The log and the pub/sub channel of what is posted to a node."""
         return self._key("i", node)
 
-    def post_keys(self, node: str, sid: str) -> tuple[bytes, ...]:
+    def _post_keys(self, node: str, sid: str) -> tuple[bytes, ...]:
         """Inbox, sign of life, depths, and two memories of what ``sid`` posted."""
         return (
             self.inbox(node),
@@ -98,7 +104,7 @@ class Names:
         """Frames, their deadlines, idle readers, and what the readers hold."""
         return tuple(self._key(kind, queue) for kind in ("q", "qd", "qi", "qh"))
 
-    def push_keys(self, queue: str, sid: str) -> tuple[bytes, ...]:
+    def _push_keys(self, queue: str, sid: str) -> tuple[bytes, ...]:
         """Frames, their deadlines, idle readers, and two memories of what ``sid`` pushed."""
         memories = tuple(self._key(kind, f"{queue}:{sid}", queue) for kind in ("ql", "qr"))
         return (*self.queue_keys(queue)[:3], *memories)

@@ -14,8 +14,9 @@ from ...transport import Arrivals, Finding, Transport
 from .doctor import examine
 from .hosts import Host, parse_hosts
 from .inbox import pack_post
-from .link import Link, Pace
-from .outbox import Op, PlainOp, Post, Publish, Push, ScriptOp
+from .link import Link
+from .ops import Op, PlainOp, Post, Publish, Push, ScriptOp
+from .pace import Pace
 from .scripts import BIND
 from .topology import Names, owners, partition
 

@@ -1,0 +1,188 @@
+"""The operations an outbox sends: what each says to the server, and what its answer means.
+
+Rules of this room: every operation may be sent twice. Its number makes the second time harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from ...continuity import VOID, Sent
+from ...errors import ChannelFull, TransportUnavailable
+from .connection import pack
+from .scripts import POST, PUSH, Script
+
+if TYPE_CHECKING:
+    from .outbox import Outbox
+
+__all__ = ["FOR_EVER", "Op", "PlainOp", "Post", "Publish", "Push", "ScriptOp"]
+
+FOR_EVER = float("inf")
+
+
+class Op(Sent):
+    """One operation and the future its caller waits for."""
+
+    __slots__ = ("expires", "future", "outbox", "want")
+
+    def __init__(self, outbox: Outbox, topic: bytes | None, body: bytes, ttl: float) -> None:
+        super().__init__(topic, body)
+        self.want = 1
+        self.outbox = outbox
+        self.expires = time.monotonic() + ttl
+        self.future: asyncio.Future[Any] = outbox.loop.create_future()
+
+    def commands(self) -> bytes:
+        """The packed commands; ``want`` says how many."""
+        raise NotImplementedError
+
+    def conclude(self, replies: list[Any]) -> Any:
+        """What the caller gets; or raise."""
+        return replies[-1]
+
+    def answered(self, replies: list[Any]) -> None:
+        self.outbox.answered(self, replies)
+
+    def lost(self, error: TransportUnavailable) -> None:
+        """Nothing to do: the outbox sends it again."""
+
+
+class Publish(Op):
+    """Append to the topic's log and push to whoever listens."""
+
+    __slots__ = ("bindings", "retention")
+
+    def __init__(
+        self, outbox: Outbox, topic: bytes, body: bytes, ttl: float, retention: float, bindings: bytes | None
+    ) -> None:
+        super().__init__(outbox, topic, body, ttl)
+        self.retention = retention
+        self.bindings = bindings
+
+    def commands(self) -> bytes:
+        outbox, topic = self.outbox, self.topic
+        frame = outbox.sender.frame(self)
+        oldest = str(int((outbox.clock.now() - self.retention) * 1000))
+        # The log first: whatever was pushed can then be read.
+        packed = [
+            pack(b"XADD", topic or b"", b"MINID", b"~", oldest, b"*", b"d", frame),
+            pack(b"PUBLISH", topic or b"", frame),
+            *outbox.upkeep(topic or b"", self.retention),
+        ]
+        if self.bindings is not None:
+            packed.append(pack(b"HGETALL", self.bindings))
+        self.want = len(packed)
+        return b"".join(packed)
+
+    def conclude(self, replies: list[Any]) -> Any:
+        return replies[-1] if self.bindings is not None else None
+
+
+class ScriptOp(Op):
+    """Run a script whose arguments are known beforehand, but for its own number."""
+
+    __slots__ = ("_args", "_keys", "_script", "numbered")
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        script: Script,
+        keys: tuple[bytes, ...],
+        args: list[bytes | str | int],
+        *,
+        ttl: float = FOR_EVER,
+        numbered: bool = False,
+    ) -> None:
+        super().__init__(outbox, None, b"", ttl)
+        self._script, self._keys, self._args = script, keys, args
+        self.numbered = numbered
+
+    def commands(self) -> bytes:
+        number: tuple[int, ...] = (self.seq,) if self.numbered else ()
+        return pack(b"EVALSHA", self._script.sha, len(self._keys), *self._keys, *number, *self._args)
+
+
+class PlainOp(Op):
+    """One command that may be done twice without harm."""
+
+    __slots__ = ("_command",)
+
+    def __init__(self, outbox: Outbox, *command: bytes | str | int, ttl: float = FOR_EVER) -> None:
+        super().__init__(outbox, None, b"", ttl)
+        self._command = command
+
+    def commands(self) -> bytes:
+        return pack(*self._command)
+
+
+class Post(Op):
+    """Post to a node's inbox."""
+
+    __slots__ = ("_keys", "capacity", "channel", "retention")
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        keys: tuple[bytes, ...],
+        body: bytes,
+        channel: str,
+        capacity: int | None,
+        ttl: float,
+        retention: float,
+    ) -> None:
+        super().__init__(outbox, keys[0], body, ttl)
+        self._keys = keys
+        self.channel, self.capacity, self.retention = channel, capacity, retention
+
+    def commands(self) -> bytes:
+        sender = self.outbox.sender
+        capacity = -1 if self.capacity is None else self.capacity
+        if self.flags & VOID:
+            capacity = 0  # it was refused or given up: only its place in the chain is filled
+        return pack(
+            b"EVALSHA", POST.sha, 5, *self._keys, sender.frame(self), sender.void(self), self.channel, capacity,
+            int((self.outbox.clock.now() - self.retention) * 1000), self.seq, sender.floor,
+            int(self.retention * 1000) + 60_000, self.outbox.log_length,
+        )  # fmt: skip
+
+    def conclude(self, replies: list[Any]) -> Any:
+        if replies[0] == b"OK":
+            return True
+        if replies[0] == b"GONE":
+            if self.topic is not None:
+                self.outbox.sender.forget(self.topic)
+            self.topic = None  # and never to be replayed
+            return False
+        self.outbox.sender.give_up(self)
+        raise ChannelFull(
+            f"channel {self.channel!r} holds {self.capacity} messages, as many as its capacity allows"
+        )
+
+
+class Push(Op):
+    """Append to a shared queue."""
+
+    __slots__ = ("_keys", "capacity", "queue", "ttl")
+
+    def __init__(
+        self, outbox: Outbox, keys: tuple[bytes, ...], queue: str, frame: bytes, capacity: int, ttl: float
+    ) -> None:
+        super().__init__(outbox, None, b"+" + frame, ttl)
+        self._keys = keys
+        self.queue, self.capacity, self.ttl = queue, capacity, ttl
+
+    def commands(self) -> bytes:
+        ttl = max(int(self.ttl * 1000), 1)
+        return pack(
+            b"EVALSHA", PUSH.sha, 5, *self._keys,
+            self.body, self.capacity, ttl, self.seq, self.outbox.sender.floor, ttl + 60_000,
+        )  # fmt: skip
+
+    def conclude(self, replies: list[Any]) -> Any:
+        if replies[0] == b"OK":
+            return True
+        raise ChannelFull(
+            f"queue {self.queue!r} holds {self.capacity} messages, as many as its capacity allows"
+        )
