@@ -56,6 +56,9 @@ class Results:
     def add(self, scenario: str, contestant: str, found: Figures | str) -> None:
         self.rounds.setdefault(scenario, {}).setdefault(contestant, []).append(found)
 
+    def failed(self, scenario: str, contestant: str) -> bool:
+        return any(isinstance(found, str) for found in self.rounds.get(scenario, {}).get(contestant, []))
+
     def table(self, scenario: str) -> list[list[str]]:
         """A line for the head and one for each contestant."""
         rows = self.rounds[scenario]

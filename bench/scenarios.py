@@ -34,7 +34,7 @@ _LARGE = 1 << 20
 class Scale:
     """How much of everything."""
 
-    seconds: float = 3.0
+    seconds: float = 1.0
     crowd: int = 5000
     rooms: int = 2000
     idle: float = 10.0
@@ -254,7 +254,7 @@ async def hundred(stage: Stage) -> Figures:
 async def group(stage: Stage) -> Figures:
     parts = await stage.cast(4)
     await members(parts, "room", 10)
-    return await Volley(parts, parts, ["room"], group=True, members=10).last_for(stage)
+    return await Volley(parts, parts, ["room"], group=True, members=10, tasks=10).last_for(stage)
 
 
 async def crowd(stage: Stage) -> Figures:
@@ -383,7 +383,7 @@ SCENARIOS = {
     "direct": Scenario("one message at a time to one channel of another process", direct),
     "pingpong": Scenario("there and back between two processes", pingpong),
     "hundred": Scenario("100 concurrent senders to one channel of another process", hundred),
-    "group": Scenario("a group in 4 processes with 10 members each, a sender in each", group),
+    "group": Scenario("a group in 4 processes with 10 members and 10 senders each", group),
     "crowd": Scenario("a group in 2 processes with 5000 members each, a sender in each", crowd),
     "rooms": Scenario(
         "2000 groups in 2 processes with a member in each: joins, then sends, one at a time", rooms

@@ -67,6 +67,8 @@ def test_tables_hold_medians_ratios_and_sums() -> None:
         results.add("group", "core", {"messages/s": speed, "cpu µs/delivery": cost, "lost": lost})
         results.add("group", "memory", {"messages/s": speed * 50, "cpu µs/delivery": cost / 2, "lost": lost})
     results.add("group", AGAIN, "no result in 60 s")
+    assert results.failed("group", AGAIN)
+    assert not results.failed("group", "memory")
     head, core, memory, again = results.table("group")
     assert head == ["group", "messages/s", "cpu µs/delivery", "lost"]
     assert core == ["core", "2 (1x)", "20 (1x)", "1"]
