@@ -71,11 +71,12 @@ def _nearest(path: Path) -> Path:
 
 
 def _check_folders(folders: list[Path]) -> list[Finding]:
+    """Look at each, the outermost first."""
     for folder in folders:
         if not os.path.lexists(folder):
             parent = _nearest(folder)
             if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
-                break
+                return [Finding("ok", f"folder {folder} can be made in {parent}")]
             what = f"{folder} does not exist, and this user may not make it in {parent}"
             fix = f"sudo install -d -m 700 -o {os.geteuid()} {shlex.quote(str(folders[0]))}"
             return [Finding("error", what, fix)]
