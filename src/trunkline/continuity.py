@@ -318,17 +318,16 @@ class Receiver:
 
     # -- recovering
 
-    def interrupted(self, alive_ms: int, *, forgetful: bool) -> None:
-        """The connection was lost, or may have been: read the logs before anything else is delivered.
+    def interrupted(self, alive_ms: int) -> None:
+        """The connection was lost: read the logs before anything else is delivered.
 
         Args:
-            alive_ms: The shared clock when everything was surely well.
-            forgetful: The server may have lost data: read all that it has.
+            alive_ms: The shared clock when surely everything sent until then had been heard.
         """
         self.recovering = True
         pending = {**self._reading, **self._wanted}  # what a former interruption left to read
         for name, topic in self._topics.items():
-            since = topic.since if forgetful else max(topic.since, alive_ms)
+            since = max(topic.since, alive_ms)
             self._wanted[name] = min(since, pending.get(name, since))
 
     def rebase(self, clock_ms: int) -> None:

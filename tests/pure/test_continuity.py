@@ -105,7 +105,7 @@ def test_a_frame_that_was_told_lost_is_taken_late_once():
 def test_a_gap_pushed_while_the_log_was_read_is_read_again():
     made, log = receiver(patience=0), Line().frames(b"1", b"2", b"3", b"4")
     made.push(ROOM, log[0])
-    made.interrupted(2000, forgetful=False)
+    made.interrupted(2000)
     made.reads(3000)
     made.push(ROOM, log[3])
     outcome = made.settle(0.0)
@@ -116,7 +116,7 @@ def test_a_gap_pushed_while_the_log_was_read_is_read_again():
 def test_a_log_read_from_too_late_is_read_from_its_beginning():
     made, log = receiver(patience=0), Line().frames(b"1", b"2", b"3")
     made.push(ROOM, log[0])
-    made.interrupted(2002, forgetful=False)
+    made.interrupted(2002)
     assert read(made, log).again == 0.0
     outcome = read(made, log)
     assert (outcome.deliver, outcome.gaps) == ([(ROOM, b"2"), (ROOM, b"3")], [])
@@ -124,15 +124,15 @@ def test_a_log_read_from_too_late_is_read_from_its_beginning():
 
 def test_a_second_interruption_does_not_forget_the_first():
     made = receiver()
-    made.interrupted(1500, forgetful=False)
+    made.interrupted(1500)
     made.reads(3000)
-    made.interrupted(2500, forgetful=False)
+    made.interrupted(2500)
     assert made.reads(3000) == [(ROOM, 1500)]
 
 
 def test_a_reading_that_failed_is_begun_again():
     made = receiver()
-    made.interrupted(1500, forgetful=False)
+    made.interrupted(1500)
     assert made.reads(3000) == made.reads(3000) == [(ROOM, 1500)]
 
 
@@ -141,7 +141,7 @@ def test_one_sender_keeps_its_order_over_all_topics():
     one, two, three = (
         line.frames(body, topic=topic)[0] for body, topic in ((b"1", ROOM), (b"2", HALL), (b"3", ROOM))
     )
-    made.interrupted(0, forgetful=False)
+    made.interrupted(0)
     made.reads(3000)
     made.read(HALL, (2000, 0), two)
     made.read(ROOM, (2000, 1), three)
@@ -220,7 +220,7 @@ def test_the_end_of_a_quiet_log_shows_what_nobody_pushed():
 def test_entries_older_than_the_retention_are_not_read():
     """Their senders may be forgotten, and then nothing would tell that they were taken already."""
     made = receiver()
-    made.interrupted(0, forgetful=True)
+    made.interrupted(0)
     assert made.reads(500_000) == [(ROOM, 430_000)]
 
 

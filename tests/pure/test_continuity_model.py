@@ -47,7 +47,6 @@ class Listener:
         self.joined: dict[bytes, int] = {}
         self.live: set[bytes] = set()
         self.connected = True
-        self.epoch = 0
         self.alive_ms = 0
         self.pushes: list[tuple[bytes, bytes]] = []
         self.to_read: list[tuple[bytes, int]] | None = None
@@ -190,10 +189,9 @@ class World(RuleBasedStateMachine):
     def reconnect_receiver(self, number: int) -> None:
         listener = self.listeners[number]
         if not listener.connected:
-            forgetful = listener.epoch != self.epoch
-            listener.connected, listener.epoch = True, self.epoch
+            listener.connected = True
             listener.live = set(listener.joined)
-            listener.receiver.interrupted(listener.alive_ms, forgetful=forgetful)
+            listener.receiver.interrupted(listener.alive_ms)
 
     @precondition(lambda self: any(x.connected and x.receiver.recovering for x in self.listeners))
     @rule(number=which)

@@ -213,7 +213,7 @@ class Link:
             first = self._run_id is None
             forgetful = not first and (run_id != self._run_id or run_id == "unknown")
             if not first:
-                self.inflow.receiver.interrupted(self._alive_ms - 5000, forgetful=forgetful)
+                self.inflow.receiver.interrupted(self._alive_ms - 5000)
             await self.inflow.resume(pushes, commands)
             known = await self._show_life(commands)
         self._run_id = run_id
@@ -242,15 +242,21 @@ class Link:
         replies = await commands.call(("TIME",))
         if isinstance(replies[0], ReplyError):
             raise unavailable(self.host, replies[0])
-        jump = self.clock.learn(replies[0], asked, time.monotonic())
-        if jump < -0.1:
-            self.inflow.receiver.rebase(int(self.clock.now() * 1000))
+        self._set_clock(replies[0], asked)
         scripts = [("SCRIPT", "LOAD", script.text) for script in ALL]
         info, *loaded = await commands.call(("INFO",), *scripts)
         for reply in loaded:
             if isinstance(reply, ReplyError):
                 raise_refused(self.host, reply)
         return identify(self.host, info, first=self._run_id is None)
+
+    def _set_clock(self, reply: list[bytes], asked: float) -> None:
+        jump_ms = int(self.clock.learn(reply, asked, time.monotonic()) * 1000)
+        if jump_ms < -100:
+            # Another server, or a clock set back: what comes now may look older than what we had.
+            self.inflow.receiver.rebase(int(self.clock.now() * 1000))
+            self._alive_ms += jump_ms
+            self._beat_ms += jump_ms
 
     async def _show_life(self, commands: Connection) -> bool:
         """The sign of life; True when the server had the last one still."""
@@ -265,8 +271,8 @@ class Link:
             ("PEXPIRE", self.inbox.keys[0], self.inbox.ttl_ms),
             ("PEXPIRE", depth, self.inbox.ttl_ms),
         )
-        if isinstance(time_, list) and self.clock.learn(time_, asked, time.monotonic()) < -0.1:
-            self.inflow.receiver.rebase(int(self.clock.now() * 1000))
+        if isinstance(time_, list):
+            self._set_clock(time_, asked)
         if isinstance(bound, list):
             # What was bound since we asked is known from the news only.
             known = set() if news == self._news else self.bound
