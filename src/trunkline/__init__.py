@@ -19,6 +19,7 @@ from .errors import (
 from .layer import ChannelLayer
 from .names import safe_group_name
 from .opening import configure, get_channel_layer, layer_from_url
+from .transport import Transport
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "LayerClosed",
     "MessageTooLarge",
     "NotOwner",
+    "Transport",
     "TransportUnavailable",
     "TrunklineError",
     "configure",

@@ -101,7 +101,8 @@ class Transport(ABC):
         """Carry the frame to every node subscribed, this one included, and into every queue bound to the topic.
 
         Delivery: at most once to each node; to a live node that can be reached within ``ttl`` seconds, exactly once.
-        Order: as this node published, for each receiving node.
+        Order: as this node published, for each receiving node. Its own copy is delivered before this returns, so that
+            what the layer then puts into a mailbox here by itself comes after it.
 
         Returns:
             The bound queues that were full and did not get it (usually empty).

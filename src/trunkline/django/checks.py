@@ -41,7 +41,7 @@ def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return [
         Warning(
             f"CHANNEL_LAYERS[{alias!r}] keeps its messages in one process: others never see them.",
-            hint='On one machine use "BACKEND": "trunkline.layers.EmbeddedChannelLayer".',
+            hint='Use "BACKEND": "trunkline.layers.EmbeddedChannelLayer" on one machine, "…RedisChannelLayer" on several.',
             id="trunkline.W001",
         )
         for alias, spec in (specs.items() if isinstance(specs, Mapping) else ())

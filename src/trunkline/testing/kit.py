@@ -71,9 +71,15 @@ class Peer:
         self.node = new_node()
         self.frames: list[bytes] = []
         self.gaps: list[str | None] = []
+        #: Frames that were delivered outside the loop that opened this node.
+        self.strays = 0
         self._more = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
 
     def deliver(self, frame: bytes) -> None:
+        # A future of the wrong thread would often work all the same, and sometimes hang: so it is asked for.
+        if asyncio._get_running_loop() is not self._loop:
+            self.strays += 1
         self.frames.append(bytes(frame))
         self._more.set()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -281,6 +282,43 @@ def clock_is_local(transport: Any, link: Link) -> None:
 _skew = itertools.count(0, 7)
 
 
+def publish_returns_before_its_own_copy(transport: Any, link: Link) -> None:
+    """The sender's own copy takes the long way round."""
+    real_open = transport.open
+
+    class Late:
+        def __init__(self, arrivals: Any) -> None:
+            self.gap, self._deliver = arrivals.gap, arrivals.deliver
+            self._loop = asyncio.get_running_loop()
+
+        def deliver(self, frame: bytes) -> None:
+            self._loop.call_soon(self._deliver, frame)
+
+    async def open_(node: str, arrivals: Any) -> None:
+        await real_open(node, Late(arrivals))
+
+    transport.open = open_
+
+
+def deliver_in_any_thread(transport: Any, link: Link) -> None:
+    """Frames are delivered in the thread of whoever sends them."""
+    real_open = transport.open
+
+    class Stray:
+        def __init__(self, arrivals: Any) -> None:
+            self.gap, self._deliver = arrivals.gap, arrivals.deliver
+
+        def deliver(self, frame: bytes) -> None:
+            thread = threading.Thread(target=self._deliver, args=(frame,))
+            thread.start()
+            thread.join()
+
+    async def open_(node: str, arrivals: Any) -> None:
+        await real_open(node, Stray(arrivals))
+
+    transport.open = open_
+
+
 def cut_loses(transport: Any, link: Link) -> None:
     """What arrives while the link is cut is lost, as with bare publish/subscribe."""
     real_open = transport.open
@@ -333,6 +371,8 @@ FAULTS: dict[Fault, str] = {
     close_stays: "test_close_leaves_nothing",
     frames_are_text: "test_bytes_travel_unchanged",
     clock_is_local: "test_clocks_agree",
+    publish_returns_before_its_own_copy: "test_the_own_copy_comes_first",
+    deliver_in_any_thread: "test_loops_and_threads",
     cut_loses: "test_cut_link",
 }
 

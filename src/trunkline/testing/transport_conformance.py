@@ -127,6 +127,18 @@ class TransportConformance(Kit):
         assert await c.has(300) == _numbered(0, 300)
 
     @promise
+    async def test_the_own_copy_comes_first(self) -> None:
+        """The sender's own copy of a publish has been delivered when publish returns."""
+        a, b = await self.peers(2)
+        topic = self.fresh("topic")
+        for peer in (a, b):
+            await peer.transport.subscribe(topic)
+        for count, frame in enumerate(_numbered(0, 50), 1):
+            await a.transport.publish(topic, frame, TTL)
+            assert a.frames == _numbered(0, count)
+        assert await b.has(50) == _numbered(0, 50)
+
+    @promise
     async def test_order_of_concurrent_calls(self) -> None:
         """Calls that one node starts at once, without awaiting each, keep the order in which they were started."""
         a, b = await self.peers(2)
@@ -514,7 +526,7 @@ class TransportConformance(Kit):
 
     @promise
     async def test_loops_and_threads(self) -> None:
-        """Nodes in different event loops of one process hear each other."""
+        """Nodes in different event loops of one process hear each other, each in its own loop."""
         a = await self.peer()
         topic, back = self.fresh("topic"), self.fresh("topic")
         await a.transport.subscribe(back)
@@ -549,6 +561,7 @@ class TransportConformance(Kit):
         await asyncio.to_thread(thread.join, 10)
         assert not failed, failed
         assert a.frames == _numbered(0, 50)
+        assert a.strays == 0
 
     # Faults
 
