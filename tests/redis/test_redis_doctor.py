@@ -18,9 +18,13 @@ import pytest
 from frameworks.programs import environment
 from servers import Server, free_port
 from trunkline.layers import RedisChannelLayer
+from trunkline.testing import Link
+from trunkline.testing.proxy import TcpProxy
 from trunkline.transport import Finding
-from trunkline.transports.redis import RedisTransport, permissions
+from trunkline.transports.redis import RedisTransport, doctor, permissions
+from trunkline.transports.redis.hosts import Host
 from trunkline.transports.redis.permissions import acl_line
+from trunkline.transports.redis.topology import Names
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/trunkline/transports/redis"
@@ -383,3 +387,50 @@ def test_the_configured_layer(server: Server, prefix: str, tmp_path: Path) -> No
     foreign = trunkline("doctor", "--layer", "theirs", **env)
     assert foreign.returncode == 2
     assert "channels.layers.InMemoryChannelLayer is not a layer that can be examined" in foreign.stderr
+
+
+# What no server here can show
+
+
+def patient(ahead: float | None = 0.0, **info: str) -> doctor.Patient:
+    """A server that says this of itself."""
+    return doctor.Patient(Host(), Names("asgi", 0), info=info, ahead=ahead)
+
+
+@pytest.mark.parametrize(
+    ("info", "level", "name"),
+    [
+        ({"redis_version": "5.0.7"}, "error", "Redis 5.0.7"),
+        ({"redis_version": "6.0.16"}, "error", "Redis 6.0.16"),
+        ({"redis_version": "6.2.0"}, "ok", "Redis 6.2.0"),
+        ({"redis_version": "8.2.1"}, "ok", "Redis 8.2.1"),
+        ({"redis_version": "7.2.4", "valkey_version": "7.2.5"}, "ok", "Valkey 7.2.5"),
+    ],
+)
+def test_versions(info: dict[str, str], level: str, name: str) -> None:
+    """Redis before 6.2 is an error; every Valkey will do."""
+    (finding,) = doctor._identity(patient(**info))
+    assert (finding.level, name in finding.what) == (level, True)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level", "text"),
+    [(0.4, "ok", "400 ms"), (7.0, "warning", "ahead of"), (-7, "warning", "behind")],
+)
+def test_clocks(ahead: float, level: str, text: str) -> None:
+    """More than a second apart is a warning, which says that messages do not mind."""
+    (finding,) = doctor._clock(patient(ahead=ahead))
+    assert (finding.level, text in finding.what) == (level, True)
+
+
+async def test_a_slow_road(server: Server, prefix: str) -> None:
+    """20 ms there and back are a warning; it takes two seconds at most to find out."""
+    link = Link()
+    link.delay = 0.01
+    proxy = TcpProxy(link, "127.0.0.1", server.port)
+    try:
+        found = await look(f"redis://127.0.0.1:{proxy.port}", prefix=prefix)
+    finally:
+        proxy.close()
+    finding = found.one("warning", r"answers in [2-9]\d\.\d\d ms")
+    assert "data centre" in finding.fix
