@@ -327,3 +327,38 @@ async def test_the_audit_finds_what_nothing_else_notices(server: Server, audit: 
         else:
             await asyncio.sleep(2.0)
             assert b.frames == [b"0"]
+
+
+async def test_a_busy_server_costs_nothing(server: Server) -> None:
+    """Somebody's long script makes the server refuse everything for a while, and then go on in the middle of a burst."""
+    prefix = unique()
+    server.call("CONFIG", "SET", "lua-time-limit", "20")
+    script = """
+        local function now() local t = redis.call('TIME'); return t[1] * 1000 + t[2] / 1000 end
+        local stop = now() + 200
+        while now() < stop do end
+        return 1
+    """
+    async with Node(server, prefix) as a, Node(server, prefix) as b:
+        async with Load([a, b]) as load:
+            for _ in range(4):
+                await asyncio.sleep(0.15)
+                await in_thread(server.call, "EVAL", script, "0")
+        await load.check()
+        assert (a.disconnects, b.disconnects) == (0, 0)
+        assert b"errorstat_BUSY" in server.call("INFO", "errorstats")
+
+
+async def test_a_demoted_server_is_left_and_found_again(server: Server) -> None:
+    """The server becomes a replica under load, as in a failover, and a master again."""
+    prefix = unique()
+    async with Node(server, prefix) as a, Node(server, prefix) as b:
+        async with Load([a, b]) as load:
+            await asyncio.sleep(0.3)
+            server.call("REPLICAOF", "127.0.0.1", "1")
+            await eventually(lambda: a.disconnects and b.disconnects)
+            await asyncio.sleep(0.3)
+            server.call("REPLICAOF", "NO", "ONE")
+            await eventually(lambda: a.reconnects and b.reconnects)
+            await asyncio.sleep(0.2)
+        await load.check()

@@ -83,6 +83,20 @@ async def test_every_key_has_a_time_to_live(server: Server) -> None:
     assert server.without_ttl(prefix) == []
 
 
+async def test_what_a_node_leaves_when_it_dies_at_once(server: Server) -> None:
+    """Posted to before its first heartbeat, then gone without a word: nothing stays for ever."""
+    prefix = unique()
+    async with Node(server, prefix, _pace=Pace()) as a:
+        b = Node(server, prefix, _pace=Pace())
+        await b.transport.open(b.name, b)
+        assert await a.transport.post(b.name, "c!1", b"x", 10, TTL)
+        for link in b.transport._links:
+            assert link._task is not None
+            link._task.cancel()
+            link._disconnect()
+        assert server.without_ttl(prefix) == []
+
+
 async def test_a_dead_node_is_gone(server: Server) -> None:
     """A node that vanished without a word is gone when its sign of life has run out."""
     prefix = unique()

@@ -1,4 +1,16 @@
-"""Redis and Valkey: every name in one log and one pub/sub channel, chained by its senders."""
+"""Redis and Valkey: every topic in one log and one pub/sub channel, chained by its senders.
+
+What is published is appended to the topic's log and pushed, in one trip. Pushes are all that anybody reads until one is
+missing: then the log is. Numbers in front of each frame (``trunkline.continuity``) tell what is missing, so the server
+needs no memory that could be wrong after a crash or a failover.
+
+Where it ends:
+
+- A server that loses queues, or the end of them, may hand out a frame again or not at all: their readers keep no marks.
+- A sender that dies within ``Pace.window`` seconds takes with it what its server then forgets.
+- Right after somebody's ``SCRIPT FLUSH``, a post may arrive behind a publish that was sent after it.
+- Order holds for the names of one server, not between several.
+"""
 
 from .transport import RedisTransport
 

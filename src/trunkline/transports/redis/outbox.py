@@ -108,7 +108,7 @@ class Outbox:
         return [("PEXPIRE", topic, int(retention * 1000) + 10_000) for topic in self._logs]
 
     def forget_logs(self) -> None:
-        """The server lost its logs: look after each from its next frame on."""
+        """The server may have lost its logs: look after each from its next frame on."""
         self._logs.clear()
 
     # -- answers
@@ -166,6 +166,7 @@ class Outbox:
         if str(self._trouble).startswith("NOSCRIPT"):
             for script in ALL:
                 connection.send(pack("SCRIPT", "LOAD", script.text), _Unheeded())
+        self.forget_logs()
         unanswered = self.sender.unanswered()
         if unanswered:
             self._trial = unanswered[0]
@@ -178,6 +179,7 @@ class Outbox:
         if connection is None:
             return
         self.flowing = True
+        self.forget_logs()  # what was to give them their time to live may not have been done
         for op in self.sender.unanswered():
             if op is not after:
                 connection.send(op.commands(), op)
@@ -192,7 +194,6 @@ class Outbox:
         self._trial = None
         if forgetful:
             self.sender.replay()
-            self.forget_logs()
         self._flow()
 
     def interrupt(self, trouble: BaseException) -> None:

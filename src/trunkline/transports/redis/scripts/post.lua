@@ -8,12 +8,7 @@ if tonumber(redis.call('GET', KEYS[4]) or '0') >= seq then
 end
 local alive = redis.call('GET', KEYS[2])
 if alive == '' then return 'GONE' end -- it said good-bye
-if not alive then
-  if redis.call('PUBSUB', 'NUMSUB', KEYS[1])[2] == 0 then return 'GONE' end
-  -- The owner listens, but the server has forgotten it: what is made here must not stay for ever.
-  redis.call('HINCRBY', KEYS[3], '@batch', 0)
-  redis.call('PEXPIRE', KEYS[3], ARGV[8])
-end
+if not alive and redis.call('PUBSUB', 'NUMSUB', KEYS[1])[2] == 0 then return 'GONE' end
 redis.call('SET', KEYS[4], ARGV[6], 'PX', ARGV[8])
 local capacity = tonumber(ARGV[4])
 local frame, answer = ARGV[1], 'OK'
@@ -26,8 +21,9 @@ if capacity >= 0 and tonumber(redis.call('HGET', KEYS[3], ARGV[3]) or '0') >= ca
   end
   redis.call('RPUSH', KEYS[5], ARGV[6])
   redis.call('PEXPIRE', KEYS[5], ARGV[8])
-else
-  redis.call('HINCRBY', KEYS[3], ARGV[3], 1)
+elseif redis.call('HINCRBY', KEYS[3], ARGV[3], 1) == 1 and redis.call('PTTL', KEYS[3]) < 0 then
+  -- The owner prolongs it; should it die first, the count must not stay for ever.
+  redis.call('PEXPIRE', KEYS[3], ARGV[8])
 end
 redis.call('XADD', KEYS[1], 'MINID', '~', ARGV[5], '*', 'd', frame)
 if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[8]) end
