@@ -19,7 +19,7 @@ from asgiref.sync import AsyncToSync
 
 from . import names
 from .envelope import Message, Seal
-from .errors import ChannelFull, MessageTooLarge, TransportUnavailable
+from .errors import ChannelFull, MessageTooLarge, NotOwner, TransportUnavailable
 from .logs import logger
 from .node import Node
 from .settings import Options, Settings
@@ -107,20 +107,21 @@ class ChannelLayer:
             NotOwner: The channel belongs to another process.
             LayerClosed: The layer was closed while waiting.
         """
-        loop = asyncio.get_running_loop()
-        node: Node | Elsewhere | None = self._nodes.get(loop)
+        node: Node | Elsewhere | None = self._nodes.get(asyncio.get_running_loop())
         while node is None:
             try:
                 node = await self._here()
             except TransportUnavailable as error:
                 logger.warning("cannot receive yet, will retry: %s", error)
                 await asyncio.sleep(_RETRY)
-        owner = names.channel(channel).node
-        if owner is not None and isinstance(node, Node) and owner != node.name:
+        try:
+            return await node.receive(channel)
+        except NotOwner:
+            owner = names.channel(channel).node
             for other in list(self._nodes.values()):
-                if other.name == owner and not other.loop.is_closed():
-                    node = Elsewhere(self, other.loop)
-        return await node.receive(channel)
+                if other.name == owner and other.loop.is_running():
+                    return await Elsewhere(self, other.loop).receive(channel)
+            raise
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Make a channel name that nobody else has; only this process can receive on it.

@@ -50,6 +50,7 @@ class Node:
         self._settings = settings
         self._seal = seal
         self._transport = transport
+        self._now = transport.now
         self._on_gap = on_gap
         self._on_closed = on_closed
         self._board = Switchboard(settings)
@@ -124,7 +125,7 @@ class Node:
         """See ``ChannelLayer.send``."""
         owner = names.channel(channel).node
         body = encode(message, self._settings.max_message_size, self._settings.codec)
-        expires = self._transport.now() + self._settings.expiry
+        expires = self._now() + self._settings.expiry
         self.stats.sent += 1
         if owner == self.name:
             self._put(channel, body, expires, posted=False)
@@ -145,7 +146,7 @@ class Node:
         """See ``ChannelLayer.group_send``."""
         names.group(group)
         body = encode(message, self._settings.max_message_size, self._settings.codec)
-        expires = self._transport.now() + self._settings.expiry
+        expires = self._now() + self._settings.expiry
         frame = self._seal.frame(GROUP, expires, group, body)
         self.stats.group_sent += 1
         # 2. Transport
@@ -178,7 +179,7 @@ class Node:
         if topic == names.ALL_NODES:
             return  # what one layer tells another, which users never see
         event = encode({"type": "layer.gap", "group": topic, "reason": reason}, 2**62, self._settings.codec)
-        expires = self._transport.now() + self._settings.expiry
+        expires = self._now() + self._settings.expiry
         for box in self._board.watchers(topic):
             with contextlib.suppress(ChannelFull):  # then it has a gap anyway, and is told of that
                 self._put(box.channel, event, expires, posted=False)
@@ -196,11 +197,12 @@ class Node:
         # Decoded once here, which also proves that it can be; the other members decode their own copy of it later,
         # which costs a fifth of copying a dict.
         parcel = Parcel(envelope.body, envelope.expires, False, decode(envelope.body, self._settings.codec))
-        now = self._transport.now()
+        now = self._now()
         count, wake = self._board.fan_out(group, parcel, now, lambda box: self._missed(box.channel, group))
         self.stats.delivered += count
         for waiter in wake:
-            _wake(waiter)
+            if not waiter.done():
+                waiter.set_result(None)
         if not self._board.has_members(group):
             self._spawn(self._settle(group))
 
@@ -210,7 +212,7 @@ class Node:
         except FrameError as error:
             error.channel = channel if posted else None
             raise
-        accepted, waiter = self._board.put(channel, parcel, self._transport.now())
+        accepted, waiter = self._board.put(channel, parcel, self._now())
         if not accepted:
             self.stats.refused += 1
             raise ChannelFull(f"{channel} holds {self._settings.capacity_of(channel)} messages, its capacity")
@@ -222,30 +224,40 @@ class Node:
 
     async def receive(self, channel: str) -> Message:
         """See ``ChannelLayer.receive``."""
-        if names.channel(channel).node is None:
-            return await self._receive_queue(channel)
-        self._check_owner(channel)
-        now = self._transport.now
+        boxes = self._board.boxes
+        if channel not in boxes:  # seldom: the name is looked at when its mailbox is made
+            if names.channel(channel).node is None:
+                return await self._receive_queue(channel)
+            self._check_owner(channel)
         while True:
             if self.closed:
                 raise LayerClosed(f"the layer was closed while waiting on {channel}")
-            box = self._board.box(channel, now())
-            parcel = self._board.take(box, now())
-            if box.released:
-                self._report(box)
-            if parcel is not None:
-                break
+            now = self._now()
+            box = boxes.get(channel) or self._board.box(channel, now)
+            if box.parcels and (message := self._take(box, now)) is not None:
+                return message
+            box.alive_at = now
             waiter: asyncio.Future[None] = self.loop.create_future()
             box.waiters.append(waiter)
             try:
                 await waiter
-            finally:
+            except BaseException:
                 box.waiters.remove(waiter)
-                # This waiter may have been cancelled after it was woken: the message is for the next one.
-                if box.parcels and box.waiters:
+                if (
+                    box.parcels and box.waiters
+                ):  # it may have been woken already: the message is for the next one
                     _wake(box.waiters[0])
+                raise
+            box.waiters.remove(waiter)
+
+    def _take(self, box: Mailbox, now: float) -> Message | None:
+        parcel = self._board.take(box, now)
+        if box.released:
+            self._report(box)
         if box.parcels and box.waiters:
             _wake(box.waiters[0])
+        if parcel is None:
+            return None
         self.stats.received += 1
         message = parcel.fresh
         if message is None:
@@ -272,7 +284,7 @@ class Node:
             except FrameError as error:
                 self._unreadable(error)
                 continue
-            if envelope.expires <= self._transport.now():
+            if envelope.expires <= self._now():
                 self.stats.expired += 1
                 continue
             self.stats.received += 1
@@ -282,12 +294,12 @@ class Node:
         """Return a message whose receiver went away before it got it."""
         self.stats.received -= 1
         body = encode(message, 2**62, self._settings.codec)
-        expires = self._transport.now() + self._settings.expiry
+        expires = self._now() + self._settings.expiry
         if names.channel(channel).node is None:
             frame = self._seal.frame(CHANNEL, expires, channel, body)
             await self._transport.push(channel, frame, 2**31, self._settings.expiry)
             return
-        waiter = self._board.put_back(channel, Parcel(body, expires, False, message), self._transport.now())
+        waiter = self._board.put_back(channel, Parcel(body, expires, False, message), self._now())
         if waiter is not None:
             _wake(waiter)
 
@@ -313,14 +325,14 @@ class Node:
     async def watch_gaps(self, channel: str) -> None:
         """See ``ChannelLayer.watch_gaps``."""
         self._check_owner(channel)
-        self._board.box(channel, self._transport.now()).watches = True
+        self._board.box(channel, self._now()).watches = True
 
     async def group_add(self, group: str, channel: str) -> None:
         """See ``ChannelLayer.group_add``."""
         names.group(group)
         owner = names.channel(channel).node
         if owner == self.name:
-            self._board.join(group, channel, self._transport.now())
+            self._board.join(group, channel, self._now())
             try:
                 await self._settle(group)
             except TransportUnavailable:
@@ -389,7 +401,7 @@ class Node:
     def _sweep(self) -> None:
         if self.closed:
             return
-        emptied, report = self._board.sweep(self._transport.now())
+        emptied, report = self._board.sweep(self._now())
         for box in report:
             self._report(box)
         for group in emptied:
