@@ -247,6 +247,10 @@ class Receiver:
         state.muted = muted
         return True
 
+    def hears(self, topic: bytes) -> bool:
+        """Whether the topic was joined."""
+        return topic in self._topics
+
     def leave(self, topic: bytes) -> None:
         """Forget the topic."""
         self._topics.pop(topic, None)

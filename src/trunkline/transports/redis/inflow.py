@@ -65,6 +65,7 @@ class Inflow:
         self._unwritten: list[bytes] = []
         self._unconfirmed: set[bytes] = set()
         self._all_confirmed: asyncio.Future[None] | None = None
+        self._behind: list[asyncio.Future[None]] = []
         self._reading: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         #: Something was pushed since this was last set to False.
@@ -135,13 +136,10 @@ class Inflow:
         kind = reply[0]
         if kind == b"message":
             topic, data = reply[1], reply[2]
-            body = self.receiver.push(topic, data)
-            if body is not None:
-                self._deliver(topic, body)
-            elif topic in self._others:
+            if topic in self._others:
                 self._other(topic, data)
-            elif self.receiver.recovering:
-                self.read_logs()
+            else:
+                self.take(topic, data)
         elif kind == b"subscribe":
             subscription = self._subscriptions.get(reply[1])
             if subscription is not None and not subscription.confirmed.done():
@@ -151,6 +149,21 @@ class Inflow:
                 waiter = self._all_confirmed
                 if not self._unconfirmed and waiter is not None and not waiter.done():
                     waiter.set_result(None)
+
+    def take(self, topic: bytes, data: bytes) -> None:
+        """Take in one frame, wherever it came from."""
+        body = self.receiver.push(topic, data)
+        if body is not None:
+            self._deliver(topic, body)
+        elif self.receiver.recovering:
+            self.read_logs()
+
+    async def caught_up(self, topic: bytes) -> None:
+        """Wait until what came in for a topic is delivered: at once, unless logs are being read."""
+        if self.receiver.recovering and self.receiver.hears(topic):
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._behind.append(future)
+            await future
 
     async def resume(self, pushes: Connection, commands: Connection) -> None:
         """Subscribe to all again over new connections; returns when all is confirmed."""
@@ -180,10 +193,13 @@ class Inflow:
         self.interrupt()
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for subscription in self._subscriptions.values():
-            if not subscription.confirmed.done():
-                subscription.confirmed.set_exception(error)
-                subscription.confirmed.exception()
+        for future in (
+            *self._behind,
+            *(subscription.confirmed for subscription in self._subscriptions.values()),
+        ):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()
 
     # -- logs
 
@@ -220,6 +236,10 @@ class Inflow:
                 self._deliver(topic, body)
             if outcome.again:
                 await asyncio.sleep(outcome.again)
+        behind, self._behind = self._behind, []
+        for future in behind:
+            if not future.done():
+                future.set_result(None)
 
     async def _read_some(self, commands: Connection, wanted: list[tuple[bytes, int]]) -> None:
         starts = [(topic, str(since).encode()) for topic, since in wanted]

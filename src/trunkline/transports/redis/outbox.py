@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from ...continuity import Sender
@@ -33,16 +34,23 @@ MAX_WAITING_BYTES = 16 << 20
 
 
 class Outbox:
-    """The way out to one server: *flowing*, *stalled* (connected, but the server refuses) or *down*."""
+    """The way out to one server: *flowing*, *stalled* (connected, but the server refuses) or *down*.
+
+    Args:
+        echo: Gets every operation of a chain when the server has answered it, in the order of the chain.
+    """
 
     #: Seconds between two attempts at a server that refuses.
     PAUSE = 0.05
 
-    def __init__(self, host: Host, sender: Sender[Op], clock: Clock, log_length: int) -> None:
+    def __init__(
+        self, host: Host, sender: Sender[Op], clock: Clock, log_length: int, echo: Callable[[Op], None]
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.sender = sender
         self.clock = clock
         self._host = host
+        self._echo = echo
         self.log_length = log_length
         self._connection: Connection | None = None
         self.flowing = False
@@ -127,6 +135,8 @@ class Outbox:
         else:
             if not future.done():
                 future.set_result(result)
+        if op.topic is not None:
+            self._echo(op)
         self.sender.answer(op, time.monotonic())
         if op is self._trial:
             self._trial = None

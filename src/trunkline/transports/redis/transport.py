@@ -201,6 +201,8 @@ class RedisTransport(Transport):
         op = Publish(link.outbox, names.topic(topic), frame, ttl, max(ttl, self._expiry), bindings)
         link.outbox.submit(op)
         fields: list[bytes] | None = await op.future
+        if link.inflow.receiver.recovering:
+            await link.inflow.caught_up(names.topic(topic))
         for other in self._read(topic):
             if other is not link and topic in other.bound:
                 fetch = PlainOp(other.outbox, "HGETALL", other.names.bindings(topic), ttl=ttl)
