@@ -312,6 +312,7 @@ def test_the_list_of_permissions_is_complete() -> None:
     assert len(used) > 30
     assert used - set(tried) == set()
     assert {"pubsub|numsub", "client|setname", "script|load"} <= set(tried)
+    assert f"\n{acl_line('asgi')}\n" in (ROOT / "docs/redis.md").read_text()
 
 
 async def test_what_is_missing_can_be_typed(server: Server, grant: Callable[..., str], prefix: str) -> None:
