@@ -49,11 +49,18 @@ class Server:
     def __init__(self, kind: str, directory: Path, *, port: int = 0, **options: str) -> None:
         self.kind = kind
         self.directory = directory
+        self._any_port = not port
         self.port = port or free_port()
         self.options = {"save": "", "appendonly": "no", "appendfsync": "no", "loglevel": "warning", **options}
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
-        self.start()
+        try:
+            self.start()
+        except RuntimeError:
+            if not self._any_port:
+                raise
+            self.port = free_port()  # somebody else took the first one in the meantime
+            self.start()
 
     @property
     def url(self) -> str:

@@ -63,6 +63,7 @@ class World(RuleBasedStateMachine):
         self.listeners = [Listener(), Listener()]
         self.log: list[tuple[int, bytes, bytes]] = []
         self.sent: list[tuple[int, bytes, bytes]] = []
+        self.sent_at: dict[bytes, int] = {}
 
     def step(self) -> int:
         self.clock += 1
@@ -80,6 +81,7 @@ class World(RuleBasedStateMachine):
         writer.count += 1
         body = b"%b-%b-%d" % (writer.name, topic, writer.count)
         self.sent.append((self.step(), topic, body))
+        self.sent_at[body] = self.clock
         sent = Sent(topic, body)
         if writer.connected:
             writer.sender.number(sent, self.clock)
@@ -250,6 +252,8 @@ class World(RuleBasedStateMachine):
             highest: dict[bytes, int] = {}
             for place, (topic, body) in enumerate(listener.got):
                 writer, _, count = body.split(b"-")
+                if self.sent_at[body] < listener.joined[topic]:
+                    continue  # a dead connection may still carry out what was sent before the join: it has no place
                 if int(count) < highest.get(writer, 0):
                     assert any(name == topic and at <= place for name, at in listener.told), body
                 highest[writer] = max(highest.get(writer, 0), int(count))
@@ -293,5 +297,5 @@ class World(RuleBasedStateMachine):
 
 TestContinuity = World.TestCase
 TestContinuity.settings = settings(
-    max_examples=int(os.environ.get("CONTINUITY_EXAMPLES", "60")), stateful_step_count=50, deadline=None
+    max_examples=int(os.environ.get("CONTINUITY_EXAMPLES", "30")), stateful_step_count=50, deadline=None
 )
