@@ -180,6 +180,12 @@ def _nodes(connection: sqlite3.Connection, nodes: Path) -> list[Finding]:
         what = f"{len(names) - len(alive)} of {len(names)} registered nodes are dead"
         fix = "nothing to do: the other nodes remove them within seconds, or the next one that opens"
         found.append(Finding("ok" if alive else "warning", what, fix))
+    strays = [path.stem for path in nodes.glob("*.sock") if path.stem not in names]
+    if gone := [name for name in strays if not _is_alive(nodes, name)]:
+        what = f"{len(gone)} sockets of processes that are gone are left over"
+        found.append(
+            Finding("ok", what, "nothing to do: a process that is open for some seconds removes them")
+        )
     return found
 
 
