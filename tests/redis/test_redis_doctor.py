@@ -200,6 +200,26 @@ async def test_nobody_there(tmp_path: Path) -> None:
     (await look(f"unix://{tmp_path}/none.sock")).one("error", "there is no such socket")
 
 
+async def test_somebody_else_there() -> None:
+    """A port where another protocol is spoken, and one that ends every connection."""
+
+    def impolite(answer: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1)
+            writer.write(answer)
+            writer.close()
+
+        return serve
+
+    for answer, what, fix in (
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "Protocol error", "is it Redis that listens there"),
+        (b"", "it ends the connection at once", "rediss://"),
+    ):
+        async with await asyncio.start_server(impolite(answer), "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            assert fix in (await look(f"redis://127.0.0.1:{port}?deadline=2")).one("error", what).fix
+
+
 async def test_passwords(serve: Callable[..., Server]) -> None:
     """No password, a wrong one, one too many, an unknown user: each says so, and none is printed."""
     server, closed = serve(), serve(requirepass="secret")
@@ -221,6 +241,8 @@ async def test_tls(serve_tls: Callable[..., Any], server: Server) -> None:
     ca = f"ssl_ca_certs={tls.authority.path}"
     (await look(f"{tls.url}?{ca}")).one("ok", "encrypted by TLS")
     assert "ssl_ca_certs" in (await look(tls.url)).one("error", "certificate is not trusted").fix
+    absent = await look(f"{tls.url}?ssl_ca_certs=/no/such/ca.pem")
+    assert "check ssl_ca_certs" in absent.one("error", "TLS files of .* cannot be used").fix
     (await look(f"{tls.url}?ssl_cert_reqs=none")).one("warning", "without checking the certificate")
     named = f"rediss://localhost:{tls.port}?{ca}"
     (await look(named)).one("error", "certificate is for another name")

@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
+from ...errors import ConfigurationError
 from ...transport import Finding
 from .connection import ReplyError
 from .hosts import Host
@@ -18,6 +19,8 @@ def why_unreachable(host: Host, error: BaseException) -> Finding:
     cause = error.__cause__ or error
     if isinstance(cause, ReplyError):
         what, fix = _refused(host, str(cause))
+    elif isinstance(error, ConfigurationError):  # files of certificates, read before anything is sent
+        what, _, fix = str(error).rpartition(": ")
     else:
         what, fix = _unreachable(host, cause)
     return Finding("error", f"{host.address}: {what}", fix)
@@ -69,7 +72,7 @@ def _unreachable(host: Host, cause: BaseException) -> tuple[str, str]:
     for kinds, explain in _CAUSES:
         if isinstance(cause, kinds):
             return explain(host, cause)
-    return str(cause) or type(cause).__name__, "check host, port and network"
+    return str(cause) or type(cause).__name__, "check host, port and network; is it Redis that listens there?"
 
 
 def _untrusted(host: Host, cause: BaseException) -> tuple[str, str]:
