@@ -97,6 +97,27 @@ async def test_what_a_node_leaves_when_it_dies_at_once(server: Server) -> None:
         assert server.without_ttl(prefix) == []
 
 
+async def test_logs_are_bounded_in_frames_and_bytes(server: Server) -> None:
+    """Whatever is sent, a log keeps about ``log_length`` frames and 64 MB."""
+    prefix = unique()
+    async with Node(server, prefix, log_length=400) as a:
+        for _ in range(4):
+            for size, topic in ((10, "small"), (1 << 20, "large")):
+                calls = [
+                    a.transport.publish(topic, bytes(size), TTL) for _ in range(500 if size == 10 else 25)
+                ]
+                await asyncio.gather(*calls)
+            await asyncio.gather(*(a.transport.post(a.name, "c!1", b"x", None, TTL) for _ in range(500)))
+        names = a.transport._links[0].names
+        lengths = [
+            server.call("XLEN", name)
+            for name in (names.topic("small"), names.topic("large"), names.inbox(a.name))
+        ]
+        assert 300 < lengths[0] < 700
+        assert 40 < lengths[1] < 80
+        assert 300 < lengths[2] < 700
+
+
 async def test_a_dead_node_is_gone(server: Server) -> None:
     """A node that vanished without a word is gone when its sign of life has run out."""
     prefix = unique()

@@ -69,7 +69,7 @@ class Publish(Op):
         packed = [
             pack(b"XADD", topic or b"", b"MINID", b"~", oldest, b"*", b"d", frame),
             pack(b"PUBLISH", topic or b"", frame),
-            *outbox.upkeep(topic or b"", self.retention),
+            *outbox.upkeep(topic or b"", len(frame), self.retention),
         ]
         if self.bindings is not None:
             packed.append(pack(b"HGETALL", self.bindings))
@@ -144,7 +144,7 @@ class Post(Op):
         return pack(
             b"EVALSHA", POST.sha, 5, *self._keys, sender.frame(self), sender.void(self), self.channel, capacity,
             int((self.outbox.clock.now() - self.retention) * 1000), self.seq, sender.floor,
-            int(self.retention * 1000) + 60_000, self.outbox.log_length,
+            int(self.retention * 1000) + 60_000, self.outbox.excess(self._keys[0], len(self.body)),
         )  # fmt: skip
 
     def conclude(self, replies: list[Any]) -> Any:

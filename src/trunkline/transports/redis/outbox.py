@@ -32,6 +32,19 @@ _PASSING = (
 MAX_WAITING = 10_000
 MAX_WAITING_BYTES = 16 << 20
 
+#: Bytes that one log may take, roughly.
+LOG_BYTES = 64 << 20
+
+
+class _Log:
+    """What this sender has put into one log since it last looked after it."""
+
+    __slots__ = ("bytes", "frames", "renew_at")
+
+    def __init__(self) -> None:
+        self.renew_at = 0.0
+        self.frames = self.bytes = 0
+
 
 class Outbox:
     """The way out to one server: *flowing*, *stalled* (connected, but the server refuses) or *down*.
@@ -59,7 +72,7 @@ class Outbox:
         self._waiting: deque[Op] = deque()
         self._waiting_bytes = 0
         self._sweeper: asyncio.TimerHandle | None = None
-        self._logs: dict[bytes, list[float]] = {}
+        self._logs: dict[bytes, _Log] = {}
 
     # -- in
 
@@ -93,21 +106,35 @@ class Outbox:
         if self._connection is not None:
             self._connection.send(op.commands(), op)
 
-    def upkeep(self, topic: bytes, retention: float) -> list[bytes]:
-        """Commands that keep a log from living or growing for ever: seldom any."""
-        now = time.monotonic()
+    def _log(self, topic: bytes) -> _Log:
         log = self._logs.get(topic)
         if log is None:
             if len(self._logs) > 1000:
-                self._logs = {name: log for name, log in self._logs.items() if log[0] > now - 30}
-            log = self._logs[topic] = [0.0, 0.0]
+                recent = time.monotonic() - 30
+                self._logs = {name: log for name, log in self._logs.items() if log.renew_at > recent}
+            log = self._logs[topic] = _Log()
+        return log
+
+    def excess(self, topic: bytes, size: int) -> int:
+        """Count a frame of a log; returns to how many frames the log must be cut now, mostly 0: not now."""
+        log = self._log(topic)
+        log.frames += 1
+        log.bytes += size
+        # Each sender looks at what itself has sent, every eighth of the bound: senders need not know of each other.
+        if log.frames * 8 < self.log_length and log.bytes * 8 < LOG_BYTES:
+            return 0
+        keep = max(min(self.log_length, LOG_BYTES * log.frames // log.bytes), 1)
+        log.frames = log.bytes = 0
+        return keep
+
+    def upkeep(self, topic: bytes, size: int, retention: float) -> list[bytes]:
+        """Commands that keep a log from living or growing for ever: seldom any."""
         packed = []
-        log[1] += 1
-        if log[1] * 8 >= self.log_length:
-            log[1] = 0
-            packed.append(pack(b"XTRIM", topic, b"MAXLEN", b"~", self.log_length))
-        if now >= log[0]:
-            log[0] = now + retention / 4
+        if keep := self.excess(topic, size):
+            packed.append(pack(b"XTRIM", topic, b"MAXLEN", b"~", keep))
+        log, now = self._log(topic), time.monotonic()
+        if now >= log.renew_at:
+            log.renew_at = now + retention / 4
             packed.append(pack(b"PEXPIRE", topic, int(retention * 1000) + 10_000))
         return packed
 

@@ -1,6 +1,7 @@
 -- Post one frame to a node, counting it against its channel. Answers OK, FULL or GONE.
 -- KEYS inbox, alive, depth, last, refused
--- ARGV frame, void frame, channel, capacity (-1: none), oldest id to keep, seq, floor, ttl ms, log length
+-- ARGV frame, void frame, channel, capacity (-1: none), oldest id to keep, seq, floor, ttl ms,
+-- length to cut the log to (0: not now)
 local seq = tonumber(ARGV[6])
 if tonumber(redis.call('GET', KEYS[4]) or '0') >= seq then
   -- Done before, only the answer was lost.
@@ -27,6 +28,6 @@ elseif redis.call('HINCRBY', KEYS[3], ARGV[3], 1) == 1 and redis.call('PTTL', KE
 end
 redis.call('XADD', KEYS[1], 'MINID', '~', ARGV[5], '*', 'd', frame)
 if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[8]) end
-if seq % 1000 == 0 then redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[9]) end
+if ARGV[9] ~= '0' then redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[9]) end
 redis.call('PUBLISH', KEYS[1], frame)
 return answer
