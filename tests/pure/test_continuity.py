@@ -224,11 +224,11 @@ def test_entries_older_than_the_retention_are_not_read():
     assert made.reads(500_000) == [(ROOM, 430_000)]
 
 
-def test_silent_senders_are_forgotten_after_two_rotations():
-    made, line = receiver(), Line()
-    (one,), (two,) = line.frames(b"1"), line.frames(b"2", at=90_000)
+def test_silent_senders_are_forgotten_after_two_rotations() -> None:
+    made, (one,) = receiver(), Line().frames(b"1")
     made.push(ROOM, one)
     made.rotate()
     assert made.push(ROOM, one) is None
     made.rotate()
-    assert made.push(ROOM, two) == b"2"
+    made.rotate()
+    assert made.push(ROOM, one) == b"1"

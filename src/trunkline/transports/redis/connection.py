@@ -22,7 +22,7 @@ except ImportError as error:  # pragma: no cover - seen only where the extra is 
 from ...errors import ConfigurationError, TransportUnavailable
 from .hosts import Host
 
-__all__ = ["Connection", "ReplyError", "Request", "connect", "pack", "unavailable"]
+__all__ = ["Connection", "ReplyError", "Request", "connect", "pack", "raise_refused", "unavailable"]
 
 #: What a server answers when it refuses a command; it is handed over as a value.
 ReplyError = hiredis.ReplyError
