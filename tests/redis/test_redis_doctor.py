@@ -76,6 +76,7 @@ async def test_who_is_there(server: Server, prefix: str) -> None:
     await layers[0].send("jobs", {"type": "x"})
     (await look(server.url, prefix=prefix)).one("ok", f"prefix '{prefix}': 2 nodes, [1-9]")
     (await look(server.url, prefix=f"{prefix}other")).one("ok", "0 nodes, 0 keys")
+    (await look(server.url, prefix=f"{prefix[:-1]}*")).one("ok", "0 nodes, 0 keys")
     key = f"{prefix}/0{{z1}}x:stray"
     server.call("SET", key, "1")
     stray = (await look(server.url, prefix=prefix)).one("warning", f"1 keys .* for ever: {re.escape(key)}")

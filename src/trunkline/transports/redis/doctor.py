@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -286,10 +287,12 @@ def _settings(patient: Patient) -> list[Finding]:
 async def _keyspace(patient: Patient, connection: Connection) -> list[Finding]:
     """Look at the keys of the prefix, for a moment."""
     names = patient.names
+    prefix = names.root.rpartition("/")[0]
+    pattern = re.sub(r"([*?\[\]\\])", r"\\\1", names.root) + "{*"
     cursor: bytes = b"0"
     until, seen, nodes, eternal = time.monotonic() + _SCANNING, 0, 0, []
     while True:
-        (reply,) = await connection.call(("SCAN", cursor, "MATCH", f"{names.root}{{*", "COUNT", 1000))
+        (reply,) = await connection.call(("SCAN", cursor, "MATCH", pattern, "COUNT", 1000))
         if isinstance(reply, ReplyError):
             return [Finding("ok", "SCAN is forbidden: cannot tell who is connected and what is stored")]
         cursor, keys = reply
@@ -303,7 +306,7 @@ async def _keyspace(patient: Patient, connection: Connection) -> list[Finding]:
         if cursor == b"0" or time.monotonic() > until:
             break
     part = "" if cursor == b"0" else " in the part looked at"
-    found = [Finding("ok", f"prefix {names.root.partition('/')[0]!r}: {nodes} nodes, {seen} keys{part}")]
+    found = [Finding("ok", f"prefix {prefix!r}: {nodes} nodes, {seen} keys{part}")]
     if eternal:
         some = ", ".join(key.decode(errors="replace") for key in eternal[:3])
         what = f"{len(eternal)} keys of the prefix would stay for ever: {some}"
