@@ -458,3 +458,24 @@ async def test_a_slow_road(server: Server, prefix: str) -> None:
         proxy.close()
     finding = found.one("warning", r"answers in [2-9]\d\.\d\d ms")
     assert "data centre" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("host", "level", "text"),
+    [
+        (
+            Host("redis.internal", password="x"),
+            "warning",
+            "the password and every message travel in clear text",
+        ),
+        (Host("10.0.0.7"), "warning", "every message travels in clear text"),
+        (Host("redis.internal", password="x", ssl=True), "ok", "encrypted by TLS"),
+        (Host("127.0.0.1", password="x"), "", ""),
+        (Host("::1"), "", ""),
+        (Host(path="/run/redis.sock"), "", ""),
+    ],
+)
+def test_clear_text(host: Host, level: str, text: str) -> None:
+    """What leaves the machine unencrypted is a warning; what stays on it is not."""
+    found = [(finding.level, finding.what) for finding in doctor._security(host)]
+    assert found == ([(level, text)] if level else [])
