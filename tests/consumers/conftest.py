@@ -7,23 +7,23 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from trunkline import opening
-from trunkline.layers import InMemoryChannelLayer
+from trunkline import ChannelLayer, opening
+from trunkline.testing.plugin import layer_maker
 
 
 @pytest.fixture
-async def layer() -> AsyncIterator[InMemoryChannelLayer]:
-    """The default layer, in memory."""
-    layer = InMemoryChannelLayer()
+async def layer() -> AsyncIterator[ChannelLayer]:
+    """The default layer: in memory, or where TRUNKLINE_TEST_URL says."""
+    layer = layer_maker()()
     with opening.override("default", layer):
         yield layer
     await layer.close()
 
 
 @pytest.fixture(params=["with layer", "without layer"])
-async def perhaps_layer(request: pytest.FixtureRequest) -> AsyncIterator[InMemoryChannelLayer | None]:
+async def perhaps_layer(request: pytest.FixtureRequest) -> AsyncIterator[ChannelLayer | None]:
     """What must hold with a layer and without one."""
-    layer = InMemoryChannelLayer() if request.param == "with layer" else None
+    layer = layer_maker()() if request.param == "with layer" else None
     with opening.override("default", layer):
         yield layer
     if layer is not None:

@@ -3,8 +3,8 @@
 import asyncio
 from typing import Any
 
+from trunkline import ChannelLayer
 from trunkline.consumers import AsyncJsonWebsocketConsumer
-from trunkline.layers import InMemoryChannelLayer
 from trunkline.testing import WebsocketCommunicator
 
 
@@ -22,7 +22,7 @@ class Deaf(AsyncJsonWebsocketConsumer):
         await self.send_json(event)
 
 
-async def test_gap_handlers(channel_layer: InMemoryChannelLayer) -> None:
+async def test_gap_handlers(layer: ChannelLayer) -> None:
     """A consumer with a handler layer_gap is told of a gap; one without never sees the event."""
     async with (
         WebsocketCommunicator(Chat.as_asgi(), "/") as chat,
@@ -30,7 +30,7 @@ async def test_gap_handlers(channel_layer: InMemoryChannelLayer) -> None:
     ):
         await chat.connect()
         await deaf.connect()
-        channel_layer._nodes[asyncio.get_running_loop()].gap("room", "a test")
+        layer._nodes[asyncio.get_running_loop()].gap("room", "a test")
         assert await chat.receive_json_from() == {"reload": "room"}
-        await channel_layer.group_send("talk", {"type": "chat.message"})
+        await layer.group_send("talk", {"type": "chat.message"})
         assert await deaf.receive_json_from() == {"type": "chat.message"}
