@@ -1,4 +1,4 @@
-"""What only real processes show. TRUNKLINE_TEST_URL runs all of it on another layer."""
+"""What only real processes show, on every transport; TRUNKLINE_TEST_URL names another one instead."""
 
 import asyncio
 import os
@@ -7,20 +7,39 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from processes.player import Player
+from servers import Server, servers
 from trunkline import layer_from_url
 
 Start = Callable[..., Player]
 
 
+KINDS = ["elsewhere"] if os.environ.get("TRUNKLINE_TEST_URL") else ["embedded", *sorted(servers())]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def base_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory: Path = tmp_path_factory.mktemp(request.param)
+    if request.param == "elsewhere":
+        yield os.environ["TRUNKLINE_TEST_URL"]
+    elif request.param == "embedded":
+        yield f"embedded://{directory}/layer"
+    else:
+        server = Server(request.param, directory)
+        yield server.url
+        server.kill()
+
+
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return os.environ.get("TRUNKLINE_TEST_URL") or f"embedded://{tmp_path}/layer"
+def url(base_url: str) -> str:
+    """A layer of this test's own."""
+    return f"{base_url}?prefix=p{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
@@ -37,26 +56,26 @@ def start(url: str) -> Iterator[Start]:
 
 
 def test_one_queue_many_readers(start: Start) -> None:
-    """Four processes read one normal channel: each of 8000 messages is delivered once, and all four get some."""
+    """Four processes read one normal channel: each of 20,000 messages is delivered once, and all four get some."""
     senders, readers = [start() for _ in range(2)], [start() for _ in range(4)]
     for reader in readers:
         reader.do("listen", "jobs", 2)
     for index, sender in enumerate(senders):
-        sender.ask("send", "jobs", index * 4000, 4000, 0, True)
+        sender.ask("send", "jobs", index * 10_000, 10_000, 0, True)
     for sender in senders:
         sender.answer()
     deadline = time.monotonic() + 30
     heard: list[list[int]] = []
-    while sum(map(len, heard)) < 8000 and time.monotonic() < deadline:
+    while sum(map(len, heard)) < 20_000 and time.monotonic() < deadline:
         time.sleep(0.1)
         heard = [reader.heard("jobs", 0) for reader in readers]
-    assert sorted(number for part in heard for number in part) == list(range(8000))
+    assert sorted(number for part in heard for number in part) == list(range(20_000))
     assert all(heard)
 
 
 def test_churn_around_a_stable_member(start: Start) -> None:
     """200 consumers of two processes join and leave around a member of a third, which misses nothing."""
-    sender, stable, *busy = [start("?capacity=2000") for _ in range(4)]
+    sender, stable, *busy = [start("&capacity=2000") for _ in range(4)]
     channel = stable.do("channel", "room")
     stable.do("listen", channel)
     for player in busy:
@@ -123,7 +142,7 @@ def test_kill_stalls_nobody(start: Start) -> None:
 
 def test_a_stopped_process_catches_up(start: Start) -> None:
     """A process stopped for 2 s under load gets everything it has room for, in order, once; the others go on."""
-    sender, stopped, other = [start("?capacity=5000") for _ in range(3)]
+    sender, stopped, other = [start("&capacity=5000") for _ in range(3)]
     channels = []
     for player in (stopped, other):
         channels.append(player.do("channel", "room"))
@@ -142,7 +161,7 @@ def test_many_threads(url: str, start: Start) -> None:
     """200 async_to_sync calls from plain threads leak neither descriptors nor threads, and all arrive."""
     from asgiref.sync import async_to_sync
 
-    reader = start("?capacity=1000")
+    reader = start("&capacity=1000")
     channel = reader.do("channel", "room")
     reader.do("listen", channel)
     layer = layer_from_url(url)
