@@ -41,7 +41,9 @@ from trunkline.transports.redis.topology import PARTITIONS, TAGS, Names, owners,
                 "master_name": "m",
                 "sentinel_kwargs": {"password": "x"},
             },
-            Host(sentinels=(("a", 26379), ("b", 26379)), master_name="m"),
+            Host(
+                sentinels=(Host("a", 26379, password="x"), Host("b", 26379, password="x")), master_name="m"
+            ),
         ),
     ],
 )

@@ -14,6 +14,7 @@ from ...errors import ConfigurationError
 __all__ = ["Host", "parse_hosts"]
 
 _SCHEMES = {"redis": False, "valkey": False, "rediss": True, "valkeys": True, "unix": False}
+_SENTINEL_SCHEMES = {f"{scheme}+sentinel": tls for scheme, tls in _SCHEMES.items() if scheme != "unix"}
 
 #: Options of a client library's connection pool that mean nothing here: one connection pair never runs out, has its
 #: deadline and its liveness probe. Accepted, so that settings written for channels_redis go on working.
@@ -43,7 +44,8 @@ class Host:
     ssl_cert_reqs: str = "required"
     ssl_check_hostname: bool = True
     ssl_context: tls.SSLContext | None = None
-    sentinels: tuple[tuple[str, int], ...] = ()
+    #: Who knows where the server is, in place of host, port and path.
+    sentinels: tuple[Host, ...] = ()
     master_name: str = ""
 
     @property
@@ -87,7 +89,7 @@ def _context(host: Host) -> tls.SSLContext:
     return context
 
 
-_FIELDS = {f.name for f in fields(Host)}
+_FIELDS = {f.name for f in fields(Host)} - {"sentinels", "master_name"}
 
 
 def parse_hosts(hosts: Any, setting: str = "hosts") -> list[Host]:
@@ -136,17 +138,65 @@ def _from_dict(entry: dict[str, Any], setting: str) -> Host:
         else:
             raise ConfigurationError(f"{setting}: address is a URL or a (host, port) pair, not {address!r}")
     if "sentinels" in entry:
-        if not entry.get("master_name"):
-            raise ConfigurationError(f'{setting}: sentinels need a "master_name"')
-        pairs = entry.pop("sentinels")
-        entry.pop("sentinel_kwargs", None)
-        values["sentinels"] = tuple((_text(h, setting), _number(p, "port", setting)) for h, p in pairs)
+        name, places = entry.pop("master_name", None), entry.pop("sentinels")
+        values.update(_sentinels(places, name, entry.pop("sentinel_kwargs", None), setting))
     values.update(_options(entry, setting))
     return Host(**values)
 
 
+def _sentinels(places: Any, master_name: Any, options: Any, setting: str) -> dict[str, Any]:
+    if not isinstance(master_name, str) or not master_name:
+        raise ConfigurationError(f'{setting}: sentinels need a "master_name", the one they watch: a str')
+    if isinstance(places, (str, bytes)) or not isinstance(places, Sequence) or not places:
+        raise ConfigurationError(
+            f'{setting}: sentinels is a list of their addresses, e.g. [("10.0.0.1", 26379)], not {places!r}'
+        )
+    if not isinstance(options, Mapping | None):
+        raise ConfigurationError(f"{setting}: sentinel_kwargs is a dict, not {type(options).__name__}")
+    common = _options(options or {}, f"{setting}: sentinel_kwargs")
+    found = []
+    for place in places:
+        if isinstance(place, (str, bytes)) or not isinstance(place, Sequence) or len(place) != 2:
+            raise ConfigurationError(f"{setting}: a sentinel is a (host, port) pair, not {place!r}")
+        address = {"host": _text(place[0], setting), "port": _number(place[1], "port", setting)}
+        found.append(Host(**{**common, **address}))
+    return {"sentinels": tuple(found), "master_name": master_name}
+
+
+def _from_sentinel_url(url: str, setting: str) -> dict[str, Any]:
+    """``redis+sentinel://[user:password@]host:port,host:port/master_name[/database][?option=…&sentinel_option=…]``"""
+    parts = urlsplit(url)
+    login, _, places = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    master_name, _, database = parts.path.strip("/").partition("/")
+    pairs = [
+        (place, 26379) if _has_no_port(place) else place.rsplit(":", 1)
+        for place in places.split(",")
+        if place
+    ]
+    query = dict(parse_qsl(parts.query))
+    theirs = {key[9:]: value for key, value in query.items() if key.startswith("sentinel_")}
+    values: dict[str, Any] = {
+        "ssl": _SENTINEL_SCHEMES[parts.scheme],
+        "db": _number(database or 0, "database", setting),
+        "username": unquote(user) or None,
+        "password": unquote(password) or None,
+        **_sentinels(
+            [(str(host).strip("[]"), port) for host, port in pairs], unquote(master_name), theirs, setting
+        ),
+    }
+    values.update(_options({key: query[key] for key in query if not key.startswith("sentinel_")}, setting))
+    return values
+
+
+def _has_no_port(place: str) -> bool:
+    return ":" not in place or place.endswith("]")
+
+
 def _from_url(url: str, setting: str) -> dict[str, Any]:
     parts = urlsplit(url)
+    if parts.scheme in _SENTINEL_SCHEMES:
+        return _from_sentinel_url(url, setting)
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError(
             f"{setting}: {url!r} is no server URL: write redis://host:6379/0, rediss://… for TLS, or unix:///path"
