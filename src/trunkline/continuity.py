@@ -16,17 +16,31 @@ or told as lost comes out as a value.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections import deque
 from collections.abc import Iterable
 from typing import Generic, NamedTuple, TypeVar
 
-__all__ = ["HEADER_SIZE", "REPEATED", "VOID", "Outcome", "Receiver", "Sender", "Sent"]
+__all__ = ["HEADER_SIZE", "REPEATED", "VOID", "Foreign", "Outcome", "Receiver", "Sender", "Sent"]
 
-#: flags, sid, seq, prev, stamp (ms on the shared clock), age (ms since the frame ``prev`` was stamped)
+#: mark and flags, sid, seq, prev, stamp (ms on the shared clock), age (ms since the frame ``prev`` was stamped)
 _HEADER = struct.Struct(">B8sQQQI")
 HEADER_SIZE = _HEADER.size
-_unpack = _HEADER.unpack_from
+#: What the first byte of every frame says, beside its flags.
+_MARK = 0xA0
+
+
+class Foreign(Exception):
+    """What arrived is no frame of ours."""
+
+
+def _unpack(data: bytes) -> tuple[int, bytes, int, int, int, int]:
+    try:
+        return _HEADER.unpack_from(data)
+    except struct.error:
+        raise Foreign from None
+
 
 #: Bytes that keeping a frame costs beside its body, roughly.
 _OVERHEAD = 500
@@ -96,12 +110,12 @@ class Sender(Generic[_S]):
 
     def frame(self, sent: _S) -> bytes:
         """The bytes to send: the header and the body."""
-        header = _HEADER.pack(sent.flags, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
+        header = _HEADER.pack(_MARK | sent.flags, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
         return header + sent.body
 
     def void(self, sent: _S) -> bytes:
         """The bytes to send in its place when it is refused: they keep the chain closed."""
-        return _HEADER.pack(sent.flags | VOID, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
+        return _HEADER.pack(_MARK | sent.flags | VOID, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
 
     def answer(self, sent: _S, now: float) -> None:
         """The server did it. Frames of a chain are kept for a replay. ``now`` is a local clock in seconds."""
@@ -191,7 +205,9 @@ class _Item(NamedTuple):
 
 def _item(topic: _Topic, data: bytes) -> _Item:
     flags, sid, seq, prev, stamp, age = _unpack(data)
-    return _Item(topic, flags, sid, seq, prev, stamp, age, data[HEADER_SIZE:])
+    if flags & 0xF0 != _MARK:
+        raise Foreign
+    return _Item(topic, flags ^ _MARK, sid, seq, prev, stamp, age, data[HEADER_SIZE:])
 
 
 class Outcome(NamedTuple):
@@ -259,17 +275,24 @@ class Receiver:
     # -- live
 
     def push(self, topic: bytes, data: bytes) -> bytes | None:
-        """Take a frame that was pushed to us; returns the body to deliver now, if any."""
+        """Take a frame that was pushed to us; returns the body to deliver now, if any.
+
+        Raises:
+            Foreign: It is no frame of ours.
+        """
         state = self._topics.get(topic)
         if state is None:
             return None
         state.active = True
-        flags, sid, seq, prev, _, _ = _unpack(data)
+        try:
+            flags, sid, seq, prev, _, _ = _HEADER.unpack_from(data)
+        except struct.error:
+            raise Foreign from None
         if self.recovering:
             self._aside.append(_item(state, data))
             return None
         mark = state.known.get(sid)
-        if flags or mark is None or not prev <= mark < seq:
+        if flags != _MARK or mark is None or not prev <= mark < seq:
             return self._push_odd(_item(state, data))
         state.known[sid] = seq
         return None if state.muted else data[HEADER_SIZE:]
@@ -350,10 +373,11 @@ class Receiver:
         return [(name, max(since, horizon, 0)) for name, since in self._reading.items()]
 
     def read(self, topic: bytes, entry: tuple[int, int], data: bytes) -> None:
-        """One entry of a log, with its id."""
+        """One entry of a log, with its id; what is not ours is passed over."""
         state = self._topics.get(topic)
         if state is not None:
-            self._logged.append((entry, _item(state, data)))
+            with contextlib.suppress(Foreign):
+                self._logged.append((entry, _item(state, data)))
 
     def settle(self, now: float) -> Outcome:
         """End a round: what can be delivered, what is lost, and whether to read again."""
@@ -428,7 +452,10 @@ class Receiver:
         state = self._topics.get(topic)
         if state is None or entry[0] < max(state.since, clock_ms - self._retention_ms):
             return False
-        item = _item(state, data)
+        try:
+            item = _item(state, data)
+        except Foreign:
+            return False
         mark = self._mark(item)
         if mark is not None and item.seq <= mark:
             return False

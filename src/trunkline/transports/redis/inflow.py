@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ...continuity import Receiver
+from ...continuity import Foreign, Receiver
 from .clock import Clock
 from .connection import Connection, ReplyError, pack
 
@@ -131,7 +131,9 @@ class Inflow:
     def _pushed(self, reply: Any) -> None:
         self.heard = True
         if isinstance(reply, ReplyError):
-            log.error("the server refuses a subscription: %s", reply)
+            if self._all_confirmed is None or self._all_confirmed.done():
+                log.error("the server refuses a subscription: %s", reply)
+            self.broken(reply)
             return
         kind = reply[0]
         if kind == b"message":
@@ -152,7 +154,11 @@ class Inflow:
 
     def take(self, topic: bytes, data: bytes) -> None:
         """Take in one frame, wherever it came from."""
-        body = self.receiver.push(topic, data)
+        try:
+            body = self.receiver.push(topic, data)
+        except Foreign:
+            self._deliver(b"", data)  # for the layer to count and to log
+            return
         if body is not None:
             self._deliver(topic, body)
         elif self.receiver.recovering:
