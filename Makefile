@@ -46,7 +46,7 @@ fix: $(VENV)/.ready-check
 	@$(BIN)/ruff check --fix src tests bench examples
 	@$(BIN)/ruff format src tests bench examples
 
-bench: $(VENV)/.ready-bench
+bench: $(VENV)/.ready-check
 	@$(BIN)/python -m bench $(ARGS)
 
 docs: $(VENV)/.ready-check
