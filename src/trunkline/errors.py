@@ -12,7 +12,8 @@
     ├── Refused                    a normal outcome: the message was not taken, the sender is told
     │   ├── ChannelFull
     │   └── MessageTooLarge
-    ├── TransportUnavailable       also ConnectionError: nothing was sent, safe to retry
+    ├── TransportUnavailable       also ConnectionError: nothing was sent, safe to retry, unless its text says that
+    │                              the message was on its way and may have arrived
     └── LayerClosed                also RuntimeError: the layer was closed while the call waited
 
 ``ChannelFull`` and ``MessageTooLarge`` are also caught by ``except`` clauses written against the classes of the same
@@ -93,7 +94,10 @@ class MessageTooLarge(Refused):
 
 
 class TransportUnavailable(TrunklineError, ConnectionError):
-    """The transport cannot be reached. Nothing was sent; it is safe to retry."""
+    """The transport cannot be reached. Nothing was sent; safe to retry.
+
+    Except where the text says that the message was on its way and may have arrived: its answer alone was lost.
+    """
 
 
 class LayerClosed(TrunklineError, RuntimeError):

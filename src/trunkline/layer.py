@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import inspect
 import os
 import weakref
 from collections.abc import Callable, Mapping
@@ -19,13 +21,13 @@ from asgiref.sync import AsyncToSync
 
 from . import names
 from .envelope import Message, Seal
-from .errors import ChannelFull, MessageTooLarge, NotOwner, TransportUnavailable
+from .errors import ChannelFull, ConfigurationError, MessageTooLarge, NotOwner, TransportUnavailable
 from .logs import logger
 from .node import Node
 from .settings import Options, Settings
 from .stats import Stats
 from .sync import Elsewhere, SyncLayer, background_loop
-from .transport import Transport
+from .transport import Finding, Transport
 
 __all__ = ["ChannelLayer", "Options"]
 
@@ -51,6 +53,8 @@ class ChannelLayer:
         settings: Settings,
         on_gap: Callable[[str | None, str], object] | None = None,
     ) -> None:
+        if on_gap is not None and not callable(on_gap):
+            raise ConfigurationError(f"on_gap is a callable that takes (group, reason), not {on_gap!r}")
         self._make_transport = make_transport
         # One is made right now: it tells wrong options here rather than on first use, and keeps a memory hub alive.
         self._first = make_transport()
@@ -89,7 +93,8 @@ class ChannelLayer:
             InvalidMessage: Not a dict, or a value in it cannot travel.
             MessageTooLarge: It is above ``max_message_size`` bytes.
             ChannelFull: As many messages wait there as its capacity allows.
-            TransportUnavailable: Nothing was sent; it is safe to retry.
+            TransportUnavailable: Nothing was sent; safe to retry, except where the text says that it was on its way
+                and may have arrived.
         """
         node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
         await node.send(channel, message)
@@ -188,7 +193,8 @@ class ChannelLayer:
             InvalidName: The name breaks the naming rules.
             InvalidMessage: Not a dict, or a value in it cannot travel.
             MessageTooLarge: It is above ``max_message_size`` bytes.
-            TransportUnavailable: Nothing was sent; it is safe to retry.
+            TransportUnavailable: Nothing was sent; safe to retry, except where the text says that it was on its way
+                and may have arrived.
         """
         node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
         await node.group_send(group, message)
@@ -223,6 +229,25 @@ class ChannelLayer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def examine(self) -> list[Finding]:
+        """Look at what is behind the layer: is it there, is it fit, how quick is it, what should be changed.
+
+        Opens nothing of the layer's own, never raises for what it finds, leaves nothing behind.
+
+        Raises:
+            ConfigurationError: The layer was made in a way of its own, so nobody knows what is behind it.
+        """
+        make = self._make_transport
+        if not isinstance(make, functools.partial):
+            raise ConfigurationError(
+                f"{type(self).__name__} was made by a function, so it cannot tell what is behind it: "
+                "make it of a URL or of functools.partial(TransportClass, …)"
+            )
+        if inspect.ismethod(make.func):  # from_url
+            return await type(self._first).examine(*make.args, **make.keywords)
+        options = inspect.signature(make.func).bind(*make.args, **make.keywords).arguments
+        return await type(self._first).examine(f"{type(self).__name__}", **options)
 
     def stats(self) -> Stats:
         """Counters of this process since the layer was made."""

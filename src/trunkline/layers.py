@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Unpack
 
+from .errors import ConfigurationError
 from .layer import ChannelLayer
 from .opening import layer_settings, transport_class
 from .settings import Options
@@ -76,7 +77,7 @@ class RedisChannelLayer(ChannelLayer):
         hosts: The servers: a list of URLs, ``(host, port)`` pairs or dicts; names are spread over several. None:
             ``redis://localhost:6379``.
         prefix: What all key names begin with: layers with different prefixes never meet.
-        connect_timeout: Seconds that the first call goes on trying to connect.
+        connect_timeout: Seconds that the first call goes on trying to connect while no server answers.
         deadline: Seconds that a server may owe an answer before its connection is dropped.
         read_hosts: Servers that names are still, or already, read from while ``hosts`` is being changed.
         log_length: Frames kept for one group at most, roughly; a shorter log shortens the outages that lose nothing.
@@ -103,6 +104,10 @@ class RedisChannelLayer(ChannelLayer):
         **options: Unpack[Options],
     ) -> None:
         settings = layer_settings(RedisChannelLayer, options)
+        if random_prefix_length is not None and type(random_prefix_length) is not int:
+            raise ConfigurationError(
+                f"random_prefix_length is a whole number, without meaning, not {random_prefix_length!r}"
+            )
         given = {
             "connect_timeout": connect_timeout,
             "deadline": deadline,

@@ -30,6 +30,8 @@ __all__ = ["Node"]
 
 #: Seconds between two rounds of housekeeping, at most.
 _SWEEP = 5.0
+#: Seconds between two attempts to hear what is said to all nodes.
+_RETRY = 0.5
 
 
 class Node:
@@ -75,7 +77,10 @@ class Node:
         """
         await self._transport.open(self.name, self)
         try:
-            await self._transport.subscribe(names.ALL_NODES)
+            try:
+                await self._transport.subscribe(names.ALL_NODES)
+            except TransportUnavailable:  # a part of the transport is down, the rest works
+                self._spawn(self._hear_all_nodes())
             # A loop that ends closes its async generators: the one sign that every way of running a loop gives.
             self._farewell = self._close_with_loop()
             await anext(self._farewell)
@@ -83,6 +88,13 @@ class Node:
             await self.close()
             raise
         self._timer = self.loop.call_later(self._pause, self._sweep)
+
+    async def _hear_all_nodes(self) -> None:
+        while True:
+            await asyncio.sleep(_RETRY)
+            with contextlib.suppress(TransportUnavailable):
+                await self._transport.subscribe(names.ALL_NODES)
+                return
 
     async def _close_with_loop(self) -> AsyncGenerator[None, None]:
         try:

@@ -20,7 +20,7 @@ from typing import Any
 
 from .errors import ConfigurationError
 from .layer import ChannelLayer
-from .settings import Options, Settings, nearest
+from .settings import Options, Settings, nearest, shown_url, split_url
 from .transport import Transport
 
 __all__ = ["configure", "get_channel_layer", "layer_from_url", "layer_settings", "transport_class"]
@@ -31,6 +31,10 @@ TRANSPORTS = {
     "embedded": "trunkline.transports.embedded:EmbeddedTransport",
     **dict.fromkeys(
         ("redis", "rediss", "unix", "valkey", "valkeys"), "trunkline.transports.redis:RedisTransport"
+    ),
+    **dict.fromkeys(
+        (f"{scheme}+sentinel" for scheme in ("redis", "rediss", "valkey", "valkeys")),
+        "trunkline.transports.redis:RedisTransport",
     ),
 }
 _DJANGO = "trunkline.django.configured"
@@ -157,13 +161,13 @@ def layer_from_url(url: str, **options: Any) -> ChannelLayer:
     Raises:
         ConfigurationError: The scheme or a setting is unknown, or a value is wrong.
     """
-    scheme = urllib.parse.urlsplit(url).scheme
+    parts = split_url(url, "the URL of a layer")
+    scheme = parts.scheme
     if not scheme:
         raise ConfigurationError(
-            f"{url!r} is not a URL of a layer; it looks like: embedded:///run/my-project"
+            f"{shown_url(url)!r} is not a URL of a layer; it looks like: embedded:///run/my-project"
         )
     transport = transport_class(scheme)
-    parts = urllib.parse.urlsplit(url)
     mine = inspect.signature(transport.__init__).parameters
     given: dict[str, Any] = {}
     kept = []

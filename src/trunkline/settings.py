@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
+from urllib.parse import SplitResult, urlsplit
 
 from .codecs import Codec, codec_named
 from .errors import ConfigurationError
 
-__all__ = ["Options", "Settings", "nearest"]
+__all__ = ["QUOTE", "Options", "Settings", "nearest", "shown_url", "split_url"]
+
+#: The advice for a URL that cannot be what was meant.
+QUOTE = "Write special characters of a password as %XX: urllib.parse.quote(password, safe='')"
 
 Pattern = str | re.Pattern[str]
 
@@ -67,10 +72,18 @@ class Settings:
         keys = self.symmetric_encryption_keys
         if isinstance(keys, (str, bytes)):
             raise ConfigurationError("symmetric_encryption_keys is a list of keys, not one key: write [key]")
+        if keys is not None and (isinstance(keys, Mapping) or not isinstance(keys, Iterable)):
+            raise ConfigurationError(
+                f"symmetric_encryption_keys is a list of keys, not {type(keys).__name__}"
+            )
+        keys = None if keys is None else list(keys)
         for key in keys or ():
             if not isinstance(key, (str, bytes)) or not key:
                 raise ConfigurationError("symmetric_encryption_keys holds non-empty str or bytes keys")
-        self.symmetric_encryption_keys = list(keys or ())
+        self.symmetric_encryption_keys = keys or []
+        if not isinstance(self.serializer_format, str):
+            kind = type(self.serializer_format).__name__
+            raise ConfigurationError(f'serializer_format is a name, e.g. "msgpack" or "json", not {kind}')
         self.codec = codec_named(self.serializer_format)
         self._compile()
 
@@ -124,7 +137,33 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f": did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}"
 
 
+def split_url(url: str, what: str) -> SplitResult:
+    """The parts of a URL.
+
+    Raises:
+        ConfigurationError: It has none, or what looks like a password is where it cannot be. It is not shown.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its text may hold a part of the password
+        raise ConfigurationError(f"{what}: {shown_url(url)!r} cannot be read as a URL. {QUOTE}") from None
+    if "@" in parts.query + parts.fragment:
+        raise ConfigurationError(f"{what}: a URL has an @ behind its ? or #. {QUOTE}")
+    return parts
+
+
+def shown_url(url: str) -> str:
+    """A URL without its secrets, for texts that people read."""
+    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    if "@" in rest:
+        rest = "***@" + rest.rpartition("@")[2]
+    return (
+        scheme + mark + re.sub(r"(?i)\b([^?&=]*(?:password|key|secret|token)[^?&=]*=)[^&]*", r"\1***", rest)
+    )
+
+
 def _positive(name: str, value: Any, types: tuple[type, ...], unit: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, types) or value <= 0:  # type: ignore[operator]
+    wrong = isinstance(value, bool) or not isinstance(value, types)
+    if wrong or not 0 < value < math.inf:
         kind = "a whole number" if types == (int,) else "a number"
         raise ConfigurationError(f"{name} is {kind} of {unit} above 0, not {value!r}")

@@ -9,7 +9,8 @@ Rules for whoever implements one:
 - Construction does no I/O and needs no event loop. All other methods run in the loop that called ``open``.
 - Arrivals are handed to ``arrivals.deliver(frame)`` by plain calls that never block and never raise; no queue sits on
   this boundary. Arrivals may start before ``open`` returns and must stop when ``close`` returns.
-- A driver's exception becomes ``TransportUnavailable`` (as its ``__cause__``) in one place. It means: not sent.
+- A driver's exception becomes ``TransportUnavailable`` (as its ``__cause__``) in one place. It means: not sent, unless
+  its text says that it was on its way and may have arrived.
 - Cancelling any call leaves the transport usable and loses nothing that was already taken.
 
 ``trunkline.testing.TransportConformance`` is this page as tests.
@@ -20,6 +21,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
+
+from .settings import shown_url
 
 __all__ = ["Arrivals", "Finding", "Transport"]
 
@@ -62,7 +65,7 @@ class Transport(ABC):
 
         Never raises for what it finds; leaves nothing behind.
         """
-        return [Finding("ok", f"{url}: nothing is known against it")]
+        return [Finding("ok", f"{shown_url(url)}: nothing is known against it")]
 
     @abstractmethod
     async def open(self, node: str, arrivals: Arrivals) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
-import inspect
 import json
 import os
 import sys
@@ -15,8 +13,9 @@ from typing import Any
 import click
 
 from ..errors import ConfigurationError
+from ..layer import ChannelLayer
 from ..layers import InMemoryChannelLayer
-from ..opening import TRANSPORTS, get_channel_layer, layer_from_url
+from ..opening import get_channel_layer, layer_from_url
 from ..settings import nearest
 
 __all__ = ["Mistake", "application", "django_application", "examine", "layer", "message"]
@@ -50,24 +49,18 @@ def layer(url: str | None, alias: str) -> Any:
 
 
 async def examine(layer: Any) -> list[Any]:
-    """What the transport of a layer has to say about what is behind it, as ``trunkline.transport.Finding``.
+    """What a layer has to say about what is behind it, as ``trunkline.transport.Finding``.
 
     Raises:
-        Mistake: It is no layer of Trunkline's, or one made in a way of its own.
+        Mistake: It is no layer of Trunkline's.
+        ConfigurationError: It was made in a way of its own.
     """
-    make = getattr(layer, "_make_transport", None)
-    if not isinstance(make, functools.partial):
+    if not isinstance(layer, ChannelLayer):
         kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
         raise Mistake(
             f"{kind} is not a layer that can be examined: give a URL, as in: trunkline doctor redis://…"
         )
-    maker: Any = make.func
-    if inspect.ismethod(maker):  # from_url
-        transport: Any = maker.__self__
-        return list(await transport.examine(*make.args, **make.keywords))
-    options = inspect.signature(maker).bind(*make.args, **make.keywords).arguments
-    scheme = next((name for name, path in TRANSPORTS.items() if path.endswith(f":{maker.__name__}")), "")
-    return list(await maker.examine(f"{scheme}://", **options))
+    return list(await layer.examine())
 
 
 def message(text: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..layer import ChannelLayer
 from ..opening import layer_from_url, transport_class
+from ..settings import shown_url
 from ..transport import Transport
 from .kit import Kit, Link
 from .layer_conformance import LayerConformance
@@ -79,5 +80,5 @@ def run_conform(url: str, echo: Callable[[str], object]) -> int:
             else:
                 kept += 1
                 echo(f"  ✓  {claim}  [{time.perf_counter() - start:.2f} s]")
-    echo(f"\n{url}: {kept} promises kept, {broken} broken, {untried} not tried")
+    echo(f"\n{shown_url(url)}: {kept} promises kept, {broken} broken, {untried} not tried")
     return 1 if broken else 0

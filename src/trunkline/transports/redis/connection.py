@@ -307,6 +307,11 @@ async def _log_in(connection: Connection, host: Host, name: str) -> None:
 
 def raise_refused(host: Host, reply: Exception) -> None:
     """Raise what a refusal during the log-in means."""
+    if str(reply).startswith("NOPERM"):
+        raise ConfigurationError(
+            f"Redis at {host.address} refuses us: {reply}. The user {host.username or 'default'!r} lacks a permission: "
+            "`trunkline doctor URL` names all that are missing and the command that grants them"
+        ) from reply
     if str(reply).startswith(_FATAL):
         raise ConfigurationError(
             f"Redis at {host.address} refuses us: {reply}. Check the user, password, permissions and database "

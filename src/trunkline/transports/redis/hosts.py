@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import os
 import ssl as tls
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote
 
 from ...errors import ConfigurationError
+from ...settings import QUOTE, shown_url, split_url
 
-__all__ = ["Host", "parse_hosts"]
+__all__ = ["URL_KEYS", "Host", "parse_hosts"]
 
 _SCHEMES = {"redis": False, "valkey": False, "rediss": True, "valkeys": True, "unix": False}
 _SENTINEL_SCHEMES = {f"{scheme}+sentinel": tls for scheme, tls in _SCHEMES.items() if scheme != "unix"}
@@ -61,18 +64,31 @@ class Host:
         return f"{self.address}/{self.db}"
 
     def context(self) -> tls.SSLContext | None:
-        """The TLS settings; None without TLS.
+        """The TLS settings, of the certificate files as they are now; None without TLS.
 
         Raises:
             ConfigurationError: A certificate file cannot be read.
         """
-        return _context(self) if self.ssl else None
+        if not self.ssl:
+            return None
+        if self.ssl_context is not None:
+            return self.ssl_context
+        paths = tls.get_default_verify_paths()
+        files = (self.ssl_ca_certs, self.ssl_certfile, self.ssl_keyfile, paths.cafile, paths.capath)
+        return _context(self, tuple(_version(file) for file in files))
 
 
-@functools.lru_cache(maxsize=64)
-def _context(host: Host) -> tls.SSLContext:
-    if host.ssl_context is not None:
-        return host.ssl_context
+def _version(file: str | None) -> tuple[int, ...]:
+    """What changes when a file is renewed."""
+    try:
+        found = os.stat(file or "")
+    except OSError:
+        return ()  # whoever reads it tells
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=64)  # reading the system's authorities takes 20 ms of the loop's time
+def _context(host: Host, versions: tuple[tuple[int, ...], ...]) -> tls.SSLContext:
     try:
         context = tls.create_default_context(cafile=host.ssl_ca_certs)
         if host.ssl_certfile:
@@ -90,20 +106,24 @@ def _context(host: Host) -> tls.SSLContext:
 
 
 _FIELDS = {f.name for f in fields(Host)} - {"sentinels", "master_name"}
+_IN_A_URL = _FIELDS - {"host", "port", "path", "ssl_context"}
+#: Query keys of a URL that are about the server, or about its sentinels.
+URL_KEYS = frozenset(_IN_A_URL) | _WITHOUT_MEANING | {f"sentinel_{key}" for key in _IN_A_URL}
 
 
 def parse_hosts(hosts: Any, setting: str = "hosts") -> list[Host]:
     """Read the ``hosts`` setting; None means one server on localhost.
 
     Raises:
-        ConfigurationError: It is not a list of URLs, (host, port) pairs or dicts.
+        ConfigurationError: It is not a list of URLs, (host, port) pairs or dicts. No password is in its text.
     """
     if hosts is None:
         return [Host()]
     if isinstance(hosts, (str, bytes)) or not isinstance(hosts, Sequence):
+        example = repr(shown_url(hosts)) if isinstance(hosts, str) else '"redis://localhost:6379"'
         raise ConfigurationError(
             f"{setting} is a list, one entry for each server, not {type(hosts).__name__}: "
-            f'write "{setting}": [{hosts!r}]'
+            f'write "{setting}": [{example}]'
         )
     if not hosts:
         raise ConfigurationError(
@@ -111,7 +131,8 @@ def parse_hosts(hosts: Any, setting: str = "hosts") -> list[Host]:
         )
     found = [_parse(entry, setting) for entry in hosts]
     if len({host.identity for host in found}) < len(found):
-        raise ConfigurationError(f"{setting} names the same server and database twice: {hosts!r}")
+        servers = ", ".join(host.identity for host in found)
+        raise ConfigurationError(f"{setting} names the same server and database twice: {servers}")
     return found
 
 
@@ -121,27 +142,34 @@ def _parse(entry: Any, setting: str) -> Host:
     if isinstance(entry, Mapping):
         return _from_dict(dict(entry), setting)
     if isinstance(entry, Sequence) and len(entry) == 2:
-        return Host(host=_text(entry[0], setting), port=_number(entry[1], "port", setting))
+        return Host(**_pair(entry, "a server", setting))
+    size = f" of {len(entry)}" if isinstance(entry, Sequence) else ""
     raise ConfigurationError(
-        f'{setting}: {entry!r} is no server: write "redis://host:6379/0", ("host", 6379) or {{"host": …, "port": …}}'
+        f"{setting}: a {type(entry).__name__}{size} is no server: "
+        'write "redis://host:6379/0", ("host", 6379) or {"host": …, "port": …}'
     )
+
+
+def _pair(pair: Any, what: str, setting: str) -> dict[str, Any]:
+    if isinstance(pair, (str, bytes)) or not isinstance(pair, Sequence) or len(pair) != 2:
+        raise ConfigurationError(
+            f'{setting}: {what} is a (host, port) pair, e.g. ("host", 6379), not a {type(pair).__name__}'
+        )
+    return {"host": _text(pair[0], "host", setting), "port": _number(pair[1], "port", setting)}
 
 
 def _from_dict(entry: dict[str, Any], setting: str) -> Host:
     values: dict[str, Any] = {}
     if "address" in entry:
         address = entry.pop("address")
-        if isinstance(address, str):
-            values = _from_url(address, setting)
-        elif isinstance(address, Sequence) and len(address) == 2:
-            values = {"host": _text(address[0], setting), "port": _number(address[1], "port", setting)}
-        else:
-            raise ConfigurationError(f"{setting}: address is a URL or a (host, port) pair, not {address!r}")
+        values = (
+            _from_url(address, setting) if isinstance(address, str) else _pair(address, "address", setting)
+        )
     if "sentinels" in entry:
         name, places = entry.pop("master_name", None), entry.pop("sentinels")
         values.update(_sentinels(places, name, entry.pop("sentinel_kwargs", None), setting))
-    values.update(_options(entry, setting))
-    return Host(**values)
+    # What the URL says wins, as in redis-py.
+    return Host(**{**_options(entry, _FIELDS, setting), **values})
 
 
 def _sentinels(places: Any, master_name: Any, options: Any, setting: str) -> dict[str, Any]:
@@ -153,19 +181,13 @@ def _sentinels(places: Any, master_name: Any, options: Any, setting: str) -> dic
         )
     if not isinstance(options, Mapping | None):
         raise ConfigurationError(f"{setting}: sentinel_kwargs is a dict, not {type(options).__name__}")
-    common = _options(options or {}, f"{setting}: sentinel_kwargs")
-    found = []
-    for place in places:
-        if isinstance(place, (str, bytes)) or not isinstance(place, Sequence) or len(place) != 2:
-            raise ConfigurationError(f"{setting}: a sentinel is a (host, port) pair, not {place!r}")
-        address = {"host": _text(place[0], setting), "port": _number(place[1], "port", setting)}
-        found.append(Host(**{**common, **address}))
+    common = _options(options or {}, _FIELDS, f"{setting}: sentinel_kwargs")
+    found = [Host(**{**common, **_pair(place, "a sentinel", setting)}) for place in places]
     return {"sentinels": tuple(found), "master_name": master_name}
 
 
-def _from_sentinel_url(url: str, setting: str) -> dict[str, Any]:
+def _from_sentinel_url(parts: SplitResult, setting: str) -> dict[str, Any]:
     """``redis+sentinel://[user:password@]host:port,host:port/master_name[/database][?option=…&sentinel_option=…]``"""
-    parts = urlsplit(url)
     login, _, places = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
     master_name, _, database = parts.path.strip("/").partition("/")
@@ -176,7 +198,8 @@ def _from_sentinel_url(url: str, setting: str) -> dict[str, Any]:
     ]
     query = dict(parse_qsl(parts.query))
     theirs = {key[9:]: value for key, value in query.items() if key.startswith("sentinel_")}
-    values: dict[str, Any] = {
+    ours = {key: value for key, value in query.items() if not key.startswith("sentinel_")}
+    return {
         "ssl": _SENTINEL_SCHEMES[parts.scheme],
         "db": _number(database or 0, "database", setting),
         "username": unquote(user) or None,
@@ -184,9 +207,8 @@ def _from_sentinel_url(url: str, setting: str) -> dict[str, Any]:
         **_sentinels(
             [(str(host).strip("[]"), port) for host, port in pairs], unquote(master_name), theirs, setting
         ),
+        **_options(ours, URL_KEYS, setting),
     }
-    values.update(_options({key: query[key] for key in query if not key.startswith("sentinel_")}, setting))
-    return values
 
 
 def _has_no_port(place: str) -> bool:
@@ -194,58 +216,71 @@ def _has_no_port(place: str) -> bool:
 
 
 def _from_url(url: str, setting: str) -> dict[str, Any]:
-    parts = urlsplit(url)
+    """What a URL says, and nothing it leaves open."""
+    parts = split_url(url, setting)
+    # A password with a "/" in it ends up where nobody looks for one.
+    if "@" in parts.path and (parts.scheme != "unix" or parts.netloc):
+        raise ConfigurationError(f"{setting}: a URL has an @ behind its host. {QUOTE}")
     if parts.scheme in _SENTINEL_SCHEMES:
-        return _from_sentinel_url(url, setting)
+        return _from_sentinel_url(parts, setting)
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError(
-            f"{setting}: {url!r} is no server URL: write redis://host:6379/0, rediss://… for TLS, or unix:///path"
+            f"{setting}: {shown_url(url)!r} is no server URL: "
+            "write redis://host:6379/0, rediss://… for TLS, or unix:///path"
         )
-    values: dict[str, Any] = {"ssl": _SCHEMES[parts.scheme]}
-    if parts.scheme == "unix":
-        values["path"] = unquote(parts.path)
-    else:
-        values["host"] = parts.hostname or "localhost"
-        try:
-            values["port"] = parts.port or 6379
-        except ValueError:
-            raise ConfigurationError(f"{setting}: the port in {url!r} is not a number up to 65535") from None
-        if parts.path.strip("/"):
-            values["db"] = _number(parts.path.strip("/"), "database", setting)
+    values = _place(parts, setting)
+    if _SCHEMES[parts.scheme]:
+        values["ssl"] = True
     if parts.username:
         values["username"] = unquote(parts.username)
     if parts.password:
         values["password"] = unquote(parts.password)
-    values.update(_options(dict(parse_qsl(parts.query)), setting))
+    values.update(_options(dict(parse_qsl(parts.query)), URL_KEYS, setting))
     return values
 
 
-def _options(options: Mapping[str, Any], setting: str) -> dict[str, Any]:
+def _place(parts: SplitResult, setting: str) -> dict[str, Any]:
+    if parts.scheme == "unix":
+        path = unquote(parts.path)
+        if path in ("", "/"):
+            raise ConfigurationError(f"{setting}: unix:// needs the path of a socket: unix:///run/redis.sock")
+        return {"path": path}
     values: dict[str, Any] = {}
-    for key, value in options.items():
-        if key in _WITHOUT_MEANING or value is None:
-            continue
-        if key not in _FIELDS:
-            raise ConfigurationError(f"{setting}: {key!r} is not an option of a server; known: {_known()}")
-        if key in ("port", "db"):
-            value = _number(value, key, setting)
-        elif key in ("ssl", "ssl_check_hostname"):
-            value = _flag(value, key, setting)
-        elif key == "ssl_cert_reqs":
-            value = _cert_reqs(value, setting)
-        elif key != "ssl_context":
-            value = _text(value, setting)
-        values[key] = value
+    if parts.hostname:
+        values["host"] = parts.hostname
+    try:
+        if parts.port:
+            values["port"] = parts.port
+    except ValueError:
+        raise ConfigurationError(
+            f"{setting}: the port of a URL with host {parts.hostname or ''!r} is not a number up to 65535. {QUOTE}"
+        ) from None
+    if parts.path.strip("/"):
+        values["db"] = _number(parts.path.strip("/"), "database", setting)
     return values
 
 
-def _known() -> str:
-    return ", ".join(sorted(_FIELDS))
+def _options(options: Mapping[str, Any], known: AbstractSet[str], setting: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if isinstance(context := options.get("ssl"), tls.SSLContext):
+        options = {**options, "ssl": True, "ssl_context": context}
+    for key, value in options.items():
+        if key == "ssl_cert_reqs":
+            values[key] = _cert_reqs(value, setting)
+        elif key in _WITHOUT_MEANING:
+            continue
+        elif key not in known:
+            names = ", ".join(sorted(known - _WITHOUT_MEANING))
+            raise ConfigurationError(f"{setting}: {key!r} is not an option of a server; known: {names}")
+        elif value is not None:
+            read: Callable[[Any, str, str], Any] = _READ.get(key, _text)
+            values[key] = read(value, key, setting)
+    return values
 
 
-def _text(value: Any, setting: str) -> str:
+def _text(value: Any, what: str, setting: str) -> str:
     if not isinstance(value, str):
-        raise ConfigurationError(f"{setting}: {value!r} should be a str")
+        raise ConfigurationError(f"{setting}: {what} is a str, not {type(value).__name__}")
     return value
 
 
@@ -253,7 +288,7 @@ def _number(value: Any, what: str, setting: str) -> int:
     if not isinstance(value, bool):
         try:
             number = int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = -1
         if 0 <= number <= 65535:
             return number
@@ -268,10 +303,29 @@ def _flag(value: Any, what: str, setting: str) -> bool:
     raise ConfigurationError(f"{setting}: {what} is true or false, not {value!r}")
 
 
+def _ssl_context(value: Any, what: str, setting: str) -> tls.SSLContext:
+    if not isinstance(value, tls.SSLContext):
+        raise ConfigurationError(f"{setting}: {what} is an ssl.SSLContext, not {type(value).__name__}")
+    return value
+
+
+#: How values are read that are not plain text.
+_READ: dict[str, Callable[[Any, str, str], Any]] = {
+    "port": _number,
+    "db": _number,
+    "ssl": _flag,
+    "ssl_check_hostname": _flag,
+    "ssl_context": _ssl_context,
+}
+
+
 def _cert_reqs(value: Any, setting: str) -> str:
-    names = {tls.CERT_NONE: "none", tls.CERT_OPTIONAL: "optional", tls.CERT_REQUIRED: "required"}
-    name = names.get(value) or str(value).lower().removeprefix("cert_")
-    if name not in names.values():
+    if value is None:  # as hosting providers advise, for certificates that nobody signed
+        return "none"
+    if isinstance(value, int):  # the constants of the ssl module, in their order
+        value = {0: "none", 1: "optional", 2: "required"}.get(value, value)
+    name = str(value).lower().removeprefix("cert_")
+    if name not in ("none", "optional", "required"):
         raise ConfigurationError(
             f'{setting}: ssl_cert_reqs is "required", "optional" or "none", not {value!r}'
         )

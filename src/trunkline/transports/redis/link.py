@@ -28,6 +28,7 @@ from .outbox import Outbox
 from .pace import Pace
 from .readers import Readers
 from .scripts import ALL
+from .sentinel import Sentinels
 from .topology import Names
 
 __all__ = ["Link"]
@@ -82,6 +83,7 @@ class Link:
             other=self._hear,
         )
         self.inflow.want(self.inbox.keys[0], 0)
+        self._sentinels = Sentinels(host, deadline) if host.sentinels else None
         self._connections: list[Connection] = []
         self._down: asyncio.Future[TransportUnavailable] = asyncio.get_running_loop().create_future()
         self._run_id: object = None
@@ -90,6 +92,10 @@ class Link:
         self._probing = False
         self._task: asyncio.Task[None] | None = None
         self._open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._patient = False
+        #: Whether the server has ever been of use.
+        self.met = False
         self._trouble: BaseException | None = None
         self.up = False
 
@@ -109,6 +115,14 @@ class Link:
         """
         await asyncio.shield(self._open)
 
+    async def tried(self) -> None:
+        """Wait until the first attempt to connect has ended, well or not."""
+        await asyncio.shield(self._tried)
+
+    def keep_trying(self) -> None:
+        """Go on whatever is wrong with the server, until it is mended."""
+        self._patient = True
+
     async def close(self, error: Exception) -> None:
         """Finish what is on its way, say good-bye, leave nothing behind."""
         until = time.monotonic() + 1.0
@@ -122,6 +136,8 @@ class Link:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        if self._sentinels is not None:
+            await self._sentinels.close()
         self._disconnect()
         self._fail(error)
         await asyncio.sleep(0)  # the loop calls connection_lost
@@ -139,6 +155,8 @@ class Link:
         """Let go of sockets without a word."""
         if self._task is not None:
             self._task._log_destroy_pending = False  # type: ignore[attr-defined] # it ends here, and that is meant
+        if self._sentinels is not None:
+            self._sentinels.abandon()
         for connection in self._connections:
             connection.abandon()
 
@@ -147,7 +165,7 @@ class Link:
         self.inflow.fail(error)
         self.readers.fail(error)
         self.inbox.close()
-        for future in (self._open, *self._bound_waiters):
+        for future in (self._open, self._tried, *self._bound_waiters):
             if not future.done():
                 future.set_exception(error)
                 future.exception()
@@ -162,9 +180,10 @@ class Link:
                 attempt = 0
                 trouble = await self._attend()
             except ConfigurationError as error:
-                if not self._open.done():
+                if not self.met and not self._patient:
                     self._open.set_exception(error)
                     self._open.exception()
+                    self._has_tried()
                     return
                 trouble = unavailable(self.host, error)
             except TransportUnavailable as error:
@@ -186,11 +205,18 @@ class Link:
             self.inflow.broken(error)
 
     def _disconnect(self) -> None:
+        if self._sentinels is not None:
+            self._sentinels.stop()
         for connection in self._connections:
             connection.drop()
         self._connections = []
 
+    def _has_tried(self) -> None:
+        if not self._tried.done():
+            self._tried.set_result(None)
+
     def _interrupt(self, trouble: TransportUnavailable) -> None:
+        self._has_tried()
         was_up, self.up = self.up, False
         self._trouble = trouble.__cause__ or trouble
         self._disconnect()
@@ -200,12 +226,23 @@ class Link:
             log.warning("lost %s: %s", self.host.address, trouble)
             self._on_disconnect(self.host.address)
 
+    def _moved(self, master: Host) -> None:
+        """Leave a server that is the master no more, however well it answers."""
+        trouble = ConnectionError(f"the master is {master.address} now")
+        for connection in self._connections:
+            connection.drop(trouble)
+        self._lost(unavailable(self.host, trouble))
+
     async def _connect(self) -> None:
         self._down = asyncio.get_running_loop().create_future()
+        server = self.host
+        if self._sentinels is not None:
+            server = await self._sentinels.find()
+            self._sentinels.follow(server, self._moved)
         name = f"trunkline-{self._node}"
         for kind in ("commands", "pushes"):
             self._connections.append(
-                await connect(self.host, name=f"{name}-{kind}", deadline=self._deadline, on_lost=self._lost)
+                await connect(server, name=f"{name}-{kind}", deadline=self._deadline, on_lost=self._lost)
             )
         commands, pushes = self._connections
         async with asyncio.timeout(self._deadline):
@@ -214,7 +251,10 @@ class Link:
             forgetful = not first and (run_id != self._run_id or run_id == "unknown")
             if not first:
                 self.inflow.receiver.interrupted(self._alive_ms - 5000)
-            await self.inflow.resume(pushes, commands)
+            try:
+                await self.inflow.resume(pushes, commands)
+            except ReplyError as reply:
+                raise_refused(self.host, reply)
             known = await self._show_life(commands)
         self._run_id = run_id
         self._beat_ms = int(self.clock.now() * 1000)
@@ -230,18 +270,21 @@ class Link:
         self.readers.wake_all()
         self.up = True
         self._probing = False
-        if self._open.done():
+        if self.met or self._patient:
             log.info("%s is back", self.host.address)
+        if self.met:
             self._on_reconnect(self.host.address)
         else:
+            self.met = True
             self._open.set_result(None)
+            self._has_tried()
 
     async def _introduce(self, commands: Connection) -> str:
         """Learn who the server is, teach it our scripts; returns what changes when it may have lost data."""
         asked = time.monotonic()
         replies = await commands.call(("TIME",))
         if isinstance(replies[0], ReplyError):
-            raise unavailable(self.host, replies[0])
+            raise_refused(self.host, replies[0])
         self._set_clock(replies[0], asked)
         scripts = [("SCRIPT", "LOAD", script.text) for script in ALL]
         info, *loaded = await commands.call(("INFO",), *scripts)
@@ -281,7 +324,7 @@ class Link:
         if not isinstance(was, ReplyError):
             return was is not None
         if not str(was).startswith(("OOM", "MISCONF", "BUSY")):
-            raise unavailable(self.host, was)
+            raise_refused(self.host, was)
         return True  # it cannot say; it works and will remember us when it can
 
     async def _attend(self) -> TransportUnavailable:

@@ -12,9 +12,10 @@ class Pace:
     """How often what is done; in seconds."""
 
     #: A sign of life, and a probe of the push connection when it was silent as long.
-    heartbeat: float = 5.0
-    #: A node without a sign of life for so long is dead.
-    life: float = 15.0
+    heartbeat: float = 2.5
+    #: A node without a sign of life for so long is dead, unless the server still has its subscription. Beats come
+    #: every 1 to 1.5 heartbeats, so two may be late before that question is even asked.
+    life: float = 8.0
     #: The ends of quiet logs are looked at, against anything nobody thought of.
     audit: float = 30.0
     #: Answered frames are kept, for a server that loses what it answered.

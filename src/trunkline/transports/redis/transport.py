@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from ...errors import ConfigurationError, LayerClosed, TransportUnavailable
+from ...settings import split_url
 from ...transport import Arrivals, Finding, Transport
 from .doctor import examine
-from .hosts import Host, parse_hosts
+from .hosts import URL_KEYS, Host, parse_hosts
 from .inbox import pack_post
 from .link import Link
 from .ops import Op, PlainOp, Post, Publish, Push, ScriptOp
@@ -30,11 +32,14 @@ _NO_BOUND = 1 << 31
 class RedisTransport(Transport):
     """Carries frames over Redis 6.2 or newer, or Valkey.
 
+    Where there are several servers and some do not answer when it opens, names of the others work; theirs raise
+    ``TransportUnavailable`` until they do, and pulls wait.
+
     Args:
         hosts: The servers: a list of URLs, (host, port) pairs or dicts. Names are spread over them.
         prefix: What all key names begin with: two prefixes never meet.
         expiry: Seconds that frames are of interest; logs reach back a little longer.
-        connect_timeout: Seconds that ``open`` goes on trying.
+        connect_timeout: Seconds that ``open`` goes on trying while no server answers.
         deadline: Seconds that a server may owe an answer before its connection is dropped.
         read_hosts: Servers that names are still, or already, read from while ``hosts`` is being changed.
         log_length: Frames kept for one topic at most, roughly; a shorter log shortens the outages that lose nothing.
@@ -44,6 +49,8 @@ class RedisTransport(Transport):
     Raises:
         ConfigurationError: A setting is wrong.
     """
+
+    url_keys = URL_KEYS
 
     def __init__(
         self,
@@ -67,7 +74,7 @@ class RedisTransport(Transport):
         self._expiry = _positive("expiry", expiry)
         self._connect_timeout = _positive("connect_timeout", connect_timeout)
         self._deadline = _positive("deadline", deadline)
-        self._log_length = int(_positive("log_length", log_length))
+        self._log_length = math.ceil(_positive("log_length", log_length))
         self._on_disconnect = _hook("on_disconnect", on_disconnect)
         self._on_reconnect = _hook("on_reconnect", on_reconnect)
         self._pace = _pace or Pace()
@@ -82,7 +89,11 @@ class RedisTransport(Transport):
 
         Schemes: redis, rediss, valkey, valkeys, unix. Options are those of the constructor and of a host.
         """
-        parts = urlsplit(url)
+        if "hosts" in options:
+            raise ConfigurationError(
+                "the URL names the server: for several, use RedisChannelLayer(hosts=[…])"
+            )
+        parts = split_url(url, "the URL of a layer")
         known = inspect.signature(cls.__init__).parameters
         for_host = []
         for key, value in parse_qsl(parts.query):
@@ -118,19 +129,37 @@ class RedisTransport(Transport):
         self._writes, self._reads = self._route(links)
         for link in self._links:
             link.start()
-        late: TransportUnavailable | None = None
         try:
-            async with asyncio.timeout(self._connect_timeout):
-                for link in self._links:
-                    await link.opened()
-        except TimeoutError:
-            late = next(link for link in self._links if not link.up).unavailable()
+            await self._meet()
         except BaseException:
             await self.close()
             raise
-        if late is not None:
-            await self.close()
-            raise late
+
+    async def _meet(self) -> None:
+        """Wait until every server was tried and one has answered."""
+        opening = [asyncio.ensure_future(link.opened()) for link in self._links]
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                for link in self._links:
+                    await link.tried()
+                done, _ = await asyncio.wait(opening, return_when=asyncio.FIRST_COMPLETED)
+                for each in done:
+                    each.result()
+        except TimeoutError:
+            pass  # who has answered is seen below
+        finally:
+            for each in opening:
+                each.cancel()
+            await asyncio.wait(opening)
+        missing = [link for link in self._links if not link.met]
+        if len(missing) == len(self._links):
+            raise missing[0].unavailable()
+        for link in missing:
+            link.keep_trying()
+        if missing:
+            addresses = ", ".join(link.host.address for link in missing)
+            text = "%s of %d servers did not answer: names that live there cannot be used until it does (%s)"
+            log.warning(text, addresses, len(self._links), missing[0].unavailable())
 
     def _make_link(self, host: Host, arrivals: Arrivals) -> Link:
         return Link(
@@ -175,7 +204,7 @@ class RedisTransport(Transport):
     def _write(self, name: str) -> Link:
         if not self._writes:
             raise LayerClosed("the transport is not open")
-        return self._writes[partition(name)]
+        return _met(self._writes[partition(name)])
 
     def _read(self, name: str) -> tuple[Link, ...]:
         if not self._reads:
@@ -185,9 +214,8 @@ class RedisTransport(Transport):
     # -- topics
 
     async def subscribe(self, topic: str) -> None:
-        links = self._read(topic)
-        await links[0].subscribe(topic)
-        for link in links[1:]:
+        links = [_met(link) for link in self._read(topic)]
+        for link in links:
             await link.subscribe(topic)
 
     async def unsubscribe(self, topic: str) -> None:
@@ -212,22 +240,20 @@ class RedisTransport(Transport):
 
     async def _push_bound(self, link: Link, frame: bytes, ttl: float, fields: list[bytes]) -> list[str]:
         now_ms = link.clock.now() * 1000
-        pushes = []
-        for queue, value in dict(zip(fields[::2], fields[1::2], strict=True)).items():
+        queues, pushes = [], []
+        for name, value in dict(zip(fields[::2], fields[1::2], strict=True)).items():
             deadline, capacity = value.split()
             if int(deadline) > now_ms:
-                pushes.append(self._push(queue.decode(), frame, int(capacity), ttl))
-        outcomes = await asyncio.gather(*(op.future for op in pushes), return_exceptions=True)
+                queues.append(name.decode())
+                pushes.append(self.push(queues[-1], frame, int(capacity), ttl))
+        outcomes = await asyncio.gather(*pushes, return_exceptions=True)
         full = []
-        for op, outcome in zip(pushes, outcomes, strict=True):
+        for queue, outcome in zip(queues, outcomes, strict=True):
             if isinstance(outcome, TransportUnavailable):
-                log.warning(
-                    "queue %s did not get a message published to a topic it is bound to: %s",
-                    op.queue,
-                    outcome,
-                )
+                text = "queue %s did not get a message published to a topic it is bound to: %s"
+                log.warning(text, queue, outcome)
             if isinstance(outcome, BaseException):
-                full.append(op.queue)
+                full.append(queue)
         return full
 
     # -- posts
@@ -283,7 +309,7 @@ class RedisTransport(Transport):
 
     async def bind(self, topic: str, queue: str, capacity: int, ttl: float) -> None:
         ops: list[Op] = []
-        for link in self._read(topic):
+        for link in map(_met, self._read(topic)):
             names = link.names
             args: list[bytes | str | int] = [queue, capacity, max(int(ttl * 1000), 1), topic, names.news]
             keys = (names.bindings(topic), names.bound)
@@ -295,7 +321,7 @@ class RedisTransport(Transport):
             await link.hear_of(topic)
 
     async def unbind(self, topic: str, queue: str) -> None:
-        for link in self._read(topic):
+        for link in map(_met, self._read(topic)):
             op: Op = PlainOp(link.outbox, "HDEL", link.names.bindings(topic), queue)
             link.outbox.submit(op)
             await op.future
@@ -305,8 +331,19 @@ class RedisTransport(Transport):
             await link.flush()
 
 
+def _met(link: Link) -> Link:
+    """A link whose server has answered at least once: from then on outages are waited out.
+
+    Raises:
+        TransportUnavailable: It never has.
+    """
+    if not link.met:
+        raise link.unavailable()
+    return link
+
+
 def _positive(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ConfigurationError(f"{key} is a number above 0, not {value!r}")
     return float(value)
 
