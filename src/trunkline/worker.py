@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ _FIRST_PAUSE = 0.1  # seconds before a new try after a failure without progress;
 _LONGEST_PAUSE = 5.0
 _LAST_WORDS = 2.0  # seconds for what was cancelled to clean up
 _SETTLED = 10.0  # seconds after which a process counts as well started
+_SUPERVISOR = (
+    "TRUNKLINE_SUPERVISOR"  # the environment variable that tells a worker process who looks after it
+)
 
 
 class Worker:
@@ -91,7 +95,7 @@ class Worker:
         tasks = [listener.start() for listener in self._listeners]
         stopped = asyncio.create_task(self._stop.wait())
         try:
-            with _on_signals(self.stop):
+            with _on_signals(self.stop), _while_supervised(self.stop):
                 await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
                 self.stop()
                 await asyncio.wait(tasks, timeout=self._grace)
@@ -207,7 +211,8 @@ async def run_processes(command: Sequence[str], count: int, grace: float = 10.0)
     """Keep ``count`` processes of one command running until SIGTERM or SIGINT comes.
 
     One that dies is replaced, after a pause that grows while they die young. To end, each gets SIGTERM, has ``grace``
-    seconds and a little more to finish, and is then killed, by its PID.
+    seconds and a little more to finish, and is then killed, by its PID. Should this process itself be killed, its
+    workers end by themselves.
 
     Raises:
         OSError: The command cannot be started.
@@ -229,7 +234,9 @@ async def _keep_running(command: Sequence[str], stop: asyncio.Event, grace: floa
     pause = _FIRST_PAUSE
     while not stop.is_set():
         began = loop.time()
-        process = await asyncio.create_subprocess_exec(*command)
+        process = await asyncio.create_subprocess_exec(
+            *command, env={**os.environ, _SUPERVISOR: str(os.getpid())}
+        )
         logger.info("worker process %d started", process.pid)
         ended = asyncio.create_task(process.wait())
         stopped = asyncio.create_task(stop.wait())
@@ -260,6 +267,27 @@ async def _end(process: asyncio.subprocess.Process, ended: asyncio.Task[int], gr
         logger.error("worker process %d did not end within its grace and is killed", process.pid)
         process.kill()
     await ended
+
+
+@contextmanager
+def _while_supervised(stop: Callable[[], object]) -> Iterator[None]:
+    """Call ``stop`` once the supervisor that started this process is gone: nobody would ever end it."""
+    parent = os.getppid()
+    if os.environ.get(_SUPERVISOR) != str(parent):
+        yield
+        return
+
+    async def watch() -> None:
+        while os.getppid() == parent:  # noqa: ASYNC110 the kernel tells a parent only, not its children
+            await asyncio.sleep(1.0)
+        logger.warning("the supervisor, process %d, is gone: ending", parent)
+        stop()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
 
 
 @contextmanager

@@ -164,6 +164,19 @@ def test_a_supervisor_keeps_its_processes_and_ends_them_well(start):
     assert len(finished) == len(begun) - 1  # all but the job of the killed one
 
 
+def test_workers_do_not_outlive_their_supervisor(start):
+    """When the supervisor is killed at once, its workers finish what they have in hand and end."""
+    program = start("supervise", 2, 20, "work", "async", 20, 3)
+    workers = {program.begun() for _ in range(2)}
+    os.kill(program.process.pid, signal.SIGKILL)
+    program.process.wait()
+    deadline = time.monotonic() + 10
+    while not all(gone(pid) for pid in workers):
+        assert time.monotonic() < deadline, "a worker went on without its supervisor"
+        time.sleep(0.05)
+    program.reader.join(5)
+
+
 def test_a_process_that_does_not_end_is_killed_by_its_pid(start):
     """The supervisor waits for the grace and a little more, then kills."""
     program = start("supervise", 1, 0.1, "stubborn")
