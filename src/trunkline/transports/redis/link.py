@@ -125,6 +125,7 @@ class Link:
 
     async def close(self, error: Exception) -> None:
         """Finish what is on its way, say good-bye, leave nothing behind."""
+        self.readers.leave()
         until = time.monotonic() + 1.0
         while self.up and self.outbox.busy and time.monotonic() < until:  # noqa: ASYNC110 - once, at the end
             await asyncio.sleep(0.005)
@@ -397,6 +398,7 @@ class Link:
         elif kind == b"F":
             self.bound.clear()
             self.inbox.forget()
+            self.readers.forget()
             self.outbox.forget_logs()
 
     def _tell_bound(self) -> None:

@@ -94,8 +94,11 @@ class ScriptOp(Op):
         *,
         ttl: float = FOR_EVER,
         numbered: bool = False,
+        future: asyncio.Future[Any] | None = None,
     ) -> None:
         super().__init__(outbox, None, b"", ttl)
+        if future is not None:
+            self.future = future
         self._script, self._keys, self._args = script, keys, args
         self.numbered = numbered
 

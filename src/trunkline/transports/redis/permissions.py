@@ -35,6 +35,7 @@ _HARMLESS = {
     "xrevrange": "XREVRANGE k + - COUNT 1",
     "xtrim": "XTRIM k MAXLEN ~ 1",
     "get": "GET k",
+    "getrange": "GETRANGE k 0 0",
     "set": "SET k x XX PX 1",
     "del": "DEL k",
     "unlink": "UNLINK k",

@@ -1,14 +1,19 @@
-"""Readers of shared queues: one slot for each pull that runs.
+"""Readers of shared queues: all pulls of this node on one queue are one *line*, with one slot on the server.
 
-Rules of this room: a pull asks once, and if the queue is empty waits until the server, or the poll behind it, wakes
-its slot. What a slot was given stays in its hand on the server until its next request, so a lost answer loses nothing
-and doubles nothing; a cancelled pull puts back what it may have been given.
+Rules of this room: a line asks once, and if the queue is empty waits until the server, or the poll behind it, wakes its
+slot. A line whose consumer comes back at once is given several frames at a time, its *hand*; what nobody has asked for
+a few milliseconds later goes back to the front of the queue, so a slow consumer never sits on what others could do.
+The server remembers what a slot was given last, so a lost answer loses nothing and doubles nothing. A cancelled pull
+takes nothing: what it may have been given goes to the next one, here or back on the server.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator
 
 from .ops import ScriptOp
 from .outbox import Outbox
@@ -17,17 +22,198 @@ from .topology import Names
 
 __all__ = ["Readers"]
 
-#: Milliseconds that a hand is remembered; longer than any command can be late.
+#: Milliseconds that the last hand of a slot is remembered; longer than any command can be late.
 _MEMORY_MS = 600_000
 
+#: Frames and bytes given at a time, at most; bytes roughly, for nobody knows them before.
+_MOST, _MOST_BYTES = 32, 128 << 10
 
-class _Slot:
-    __slots__ = ("name", "waiting", "woken")
+#: Seconds within which a consumer is back that asks at once, and that a hand may lie unasked for.
+_AT_ONCE, _PATIENCE = 0.001, 0.005
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.waiting: asyncio.Future[None] | None = None
-        self.woken = False
+#: Lines kept for queues that nobody pulls from any more.
+_IDLE_LINES = 1000
+
+#: When it is forgotten (ms on the server's clock, as text), and a frame.
+_Given = tuple[bytes, bytes]
+
+
+class _Asked(asyncio.Future[list[bytes]]):
+    """An answer that the line takes at once, not in the next turn of the loop."""
+
+    def __init__(self, line: _Line, needed: int, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._line = line
+        self._needed = needed
+
+    def set_result(self, result: list[bytes]) -> None:
+        super().set_result(result)
+        self._line.give(list(zip(result[::2], result[1::2], strict=True)), self._needed)
+
+    def set_exception(self, exception: type[BaseException] | BaseException) -> None:
+        super().set_exception(exception)
+        if (error := self.exception()) is not None:  # which also marks it as heard
+            self._line.fail(error)
+
+
+class _Line:
+    """The pulls of one queue."""
+
+    def __init__(
+        self, outbox: Outbox, keys: tuple[bytes, ...], slot: bytes, member: bytes, requests: Iterator[int]
+    ) -> None:
+        self._outbox = outbox
+        self._keys = keys
+        self.slot, self._member = slot, member
+        self._requests = requests
+        self._waiting: deque[asyncio.Future[_Given]] = deque()
+        self._hand: deque[_Given] = deque()
+        self._take: ScriptOp | None = None
+        #: The server has us on its list of idle readers, as far as we know.
+        self._listed = False
+        self._woken = False
+        self._most = self._given = 1
+        self._given_at = self._handed_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def pull(self) -> bytes:
+        if self._hand:
+            self._handed_at = time.monotonic()
+            return self._hand.popleft()[1][1:]
+        future: asyncio.Future[_Given] = self._outbox.loop.create_future()
+        self._waiting.append(future)
+        if self._take is None:
+            self._adapt()
+            self._ask()
+        try:
+            return (await future)[1][1:]
+        except asyncio.CancelledError:
+            self._withdraw(future)
+            raise
+
+    @property
+    def idle(self) -> bool:
+        return not (self._waiting or self._hand or self._take)
+
+    # -- asking
+
+    def _adapt(self) -> None:
+        """How much to ask for: the consumer is back, and all it was given is done."""
+        now = time.monotonic()
+        if now - self._handed_at > _AT_ONCE:
+            self._most = 1
+        elif now - self._given_at < _PATIENCE / 2:
+            self._most = min(self._most * 2, _MOST)
+
+    def _ask(self) -> None:
+        needed = len(self._waiting)
+        self._woken = False
+        asked = _Asked(self, needed, self._outbox.loop)
+        request, most = next(self._requests), max(needed, self._most)
+        args: list[bytes | str | int] = [self.slot, request, self._member, _MEMORY_MS, most, needed]
+        self._take = ScriptOp(self._outbox, TAKE, self._keys, args, future=asked)
+        self._outbox.submit(self._take)
+
+    def give(self, frames: list[_Given], needed: int) -> None:
+        """Take the answer: those who wait first, the rest stays in the hand for a moment."""
+        self._take = None
+        self._listed = len(frames) < needed
+        self._given, self._given_at = len(frames), time.monotonic()
+        waited = bool(self._waiting)
+        for given in frames:
+            self._pass_on(given)
+        if not waited:
+            self._rest()
+        elif self._hand:
+            self._bound()
+        elif self._waiting and (self._woken or not self._listed):
+            self._ask()
+
+    def _pass_on(self, given: _Given) -> bool:
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(given)
+                self._handed_at = self._given_at
+                return True
+        self._hand.append(given)
+        return False
+
+    def wake(self) -> None:
+        """The server says that there is something."""
+        self._listed = False
+        if self._take is not None:
+            self._woken = True
+        elif self._waiting:
+            self._ask()
+
+    # -- giving back
+
+    def _bound(self) -> None:
+        size = sum(len(frame) for _, frame in self._hand)
+        if size > _MOST_BYTES:
+            self._most = max(self._most * _MOST_BYTES // (2 * size), 1)
+        if self._timer is None:
+            self._timer = self._outbox.loop.call_later(_PATIENCE, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if not self._hand:
+            return
+        rest = self._given_at + _PATIENCE - time.monotonic()
+        if rest > 0:
+            self._timer = self._outbox.loop.call_later(rest, self._look)
+        else:
+            self._most = max(self._given - len(self._hand), 1)
+            self.leave()
+
+    def _withdraw(self, future: asyncio.Future[_Given]) -> None:
+        """A pull was cancelled, perhaps after it was given its frame."""
+        if not future.cancelled():
+            if future.exception() is None and not self._pass_on(future.result()):
+                self._hand.rotate(1)  # it is the oldest
+        elif future in self._waiting:
+            self._waiting.remove(future)
+        if not self._waiting:
+            self._rest()
+
+    def _rest(self) -> None:
+        """Nobody waits."""
+        if self._take is not None:
+            if self._take.seq:
+                return  # its answer decides
+            self._take.future.cancel()
+            self._take = None
+        self.leave()
+
+    def leave(self) -> None:
+        """Put back what is in the hand, and wait for no more; a wake that we may have had goes to another reader."""
+        if not (self._hand or self._listed):
+            return
+        back = list(reversed(self._hand))
+        self._hand.clear()
+        self._listed = False
+        args: list[bytes | str | int] = [self.slot, next(self._requests), self._member, _MEMORY_MS]
+        args += [deadline for deadline, _ in back]
+        args += [frame for _, frame in back]
+        self._outbox.submit(ScriptOp(self._outbox, LEAVE, self._keys, args))
+
+    def fail(self, error: BaseException) -> None:
+        """Tell whoever waits."""
+        self._take = None
+        waiting, self._waiting = self._waiting, deque()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+
+    def forget(self) -> None:
+        """Everything was flushed."""
+        self._hand.clear()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class Readers:
@@ -38,63 +224,51 @@ class Readers:
         self._names = names
         self._channel = channel
         self._sid = sid
-        self._requests = 0
-        self._free: list[_Slot] = []
-        self._busy: dict[bytes, _Slot] = {}
-        self._made = 0
+        self._lines: dict[str, _Line] = {}
+        self._slots: dict[bytes, _Line] = {}
+        self._requests = itertools.count(1)
 
     async def pull(self, queue: str) -> bytes:
         """Take the oldest frame of the queue; wait for one."""
-        slot = self._free.pop() if self._free else self._make()
-        self._busy[slot.name.encode()] = slot
-        keys = self._names.queue_keys(queue)
-        member = self._channel + b" " + slot.name.encode()
-        args: list[Any] = []
-        take: ScriptOp | None = None
-        asked = False
-        try:
-            while True:
-                self._requests += 1
-                args = [slot.name, self._requests, member, _MEMORY_MS]
-                slot.woken = False
-                take = ScriptOp(self._outbox, TAKE, keys, args)
-                self._outbox.submit(take)
-                frame: bytes | None = await take.future
-                asked = True
-                if frame is not None:
-                    return frame[1:]
-                if not slot.woken:
-                    slot.waiting = asyncio.get_running_loop().create_future()
-                    await slot.waiting
-        except asyncio.CancelledError:
-            # Behind the request in the same line: whatever became of that, this comes after it.
-            if asked or (take is not None and take.seq):
-                self._outbox.submit(ScriptOp(self._outbox, LEAVE, keys, args))
-            raise
-        finally:
-            slot.waiting = None
-            del self._busy[slot.name.encode()]
-            self._free.append(slot)
+        line = self._lines.get(queue) or self._make(queue)
+        return await line.pull()
 
-    def _make(self) -> _Slot:
-        self._made += 1
-        return _Slot(f"{self._sid}.{self._made}")
+    def _make(self, queue: str) -> _Line:
+        if len(self._lines) >= _IDLE_LINES:
+            self._lines = {name: line for name, line in self._lines.items() if not line.idle}
+            self._slots = {line.slot: line for line in self._lines.values()}
+        slot = f"{self._sid}.{next(self._requests)}".encode()
+        *keys, held = self._names.queue_keys(queue)
+        # A key for each slot: what is remembered of a slot goes when the slot has gone.
+        line = _Line(
+            self._outbox, (*keys, held + b":" + slot), slot, self._channel + b" " + slot, self._requests
+        )
+        self._lines[queue] = self._slots[slot] = line
+        return line
 
-    def wake(self, name: bytes) -> None:
+    def wake(self, slot: bytes) -> None:
         """The server says that there is something for a slot."""
-        slot = self._busy.get(name)
-        if slot is not None:
-            slot.woken = True
-            if slot.waiting is not None and not slot.waiting.done():
-                slot.waiting.set_result(None)
+        line = self._slots.get(slot)
+        if line is not None:
+            line.wake()
 
     def wake_all(self) -> None:
         """Let every waiting pull ask again."""
-        for name in list(self._busy):
-            self.wake(name)
+        for line in list(self._lines.values()):
+            line.wake()
+
+    def forget(self) -> None:
+        """Everything was flushed."""
+        for line in self._lines.values():
+            line.forget()
+
+    def leave(self) -> None:
+        """Put back what nobody has asked for."""
+        for line in self._lines.values():
+            line.leave()
 
     def fail(self, error: Exception) -> None:
         """Nothing will come any more."""
-        for slot in self._busy.values():
-            if slot.waiting is not None and not slot.waiting.done():
-                slot.waiting.set_exception(error)
+        for line in self._lines.values():
+            line.fail(error)
+            line.close()

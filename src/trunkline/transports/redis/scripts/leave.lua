@@ -1,19 +1,17 @@
--- A reader stops waiting: put back what its last request was given, and pass on a wake that it may have had.
--- KEYS frames, deadlines, idle, held
--- ARGV slot, request, idle member, memory ms
-local held = redis.call('HGET', KEYS[4], ARGV[1])
-local number, deadline, at
-if held then number, deadline, at = string.match(held, '^(%d+) (%d*) ()') end
-if not held or tonumber(number) <= tonumber(ARGV[2]) then
-  if held and number == ARGV[2] and deadline ~= '' then
-    redis.call('LPUSH', KEYS[1], string.sub(held, at))
-    redis.call('LPUSH', KEYS[2], deadline)
+-- A reader waits no more: put back what it was given and did not hand on, and pass on a wake that it may have had.
+-- KEYS frames, deadlines, idle, held by the slot
+-- ARGV slot, request, idle member, memory ms, then the deadlines, the last first, then their frames
+local number = string.match(redis.call('GETRANGE', KEYS[4], 0, 19), '^%d+')
+if not number or tonumber(number) < tonumber(ARGV[2]) then
+  local count = (#ARGV - 4) / 2
+  for i = 5, 4 + count do
+    redis.call('LPUSH', KEYS[1], ARGV[i + count])
+    redis.call('LPUSH', KEYS[2], ARGV[i])
     for key = 1, 2 do
-      if redis.call('PTTL', KEYS[key]) < 0 then redis.call('PEXPIREAT', KEYS[key], deadline) end
+      if redis.call('PTTL', KEYS[key]) < 0 then redis.call('PEXPIREAT', KEYS[key], ARGV[i]) end
     end
   end
-  redis.call('HSET', KEYS[4], ARGV[1], ARGV[2] .. '  ')
-  redis.call('PEXPIRE', KEYS[4], ARGV[4])
+  redis.call('SET', KEYS[4], ARGV[2] .. ' ', 'PX', ARGV[4])
 end
 redis.call('SREM', KEYS[3], ARGV[3])
 while redis.call('LLEN', KEYS[1]) > 0 do

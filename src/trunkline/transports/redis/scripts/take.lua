@@ -1,27 +1,43 @@
--- Take the oldest live frame; without one, put the reader on the idle list and answer nil.
--- What a slot was given stays in its hand until its next request, so a request repeated after a lost answer gets the
--- same frame, and one that comes late by another road (its number is old) gets nothing.
--- KEYS frames, deadlines, idle, held
--- ARGV slot, request, idle member, memory ms
-local held = redis.call('HGET', KEYS[4], ARGV[1])
-if held then
-  local number, deadline, at = string.match(held, '^(%d+) (%d*) ()')
-  if tonumber(number) > tonumber(ARGV[2]) then return false end
-  if number == ARGV[2] then return deadline ~= '' and string.sub(held, at) or false end
+-- Take the oldest live frames; with too few, put the reader on the idle list. Answers deadlines and frames in turn.
+-- What a slot was given is remembered until its next request, so a request repeated after a lost answer gets the same
+-- frames, and one that comes late by another road (its number is old) gets nothing.
+-- KEYS frames, deadlines, idle, held by the slot
+-- ARGV slot, request, idle member, memory ms, frames at most, frames that are waited for
+local held = redis.call('GETRANGE', KEYS[4], 0, 19)
+if held ~= '' then
+  local number, at = string.match(held, '^(%d+) ()')
+  if tonumber(number) > tonumber(ARGV[2]) then return {} end
+  if number == ARGV[2] then
+    held = string.sub(redis.call('GET', KEYS[4]), at)
+    return held ~= '' and cmsgpack.unpack(held) or {}
+  end
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local frame, deadline
+local given, frames = {}, nil
 repeat
-  frame = redis.call('LPOP', KEYS[1])
-  deadline = redis.call('LPOP', KEYS[2])
-until not frame or tonumber(deadline) > now
-redis.call('HSET', KEYS[4], ARGV[1], ARGV[2] .. ' ' .. (frame and deadline or '') .. ' ' .. (frame or ''))
-redis.call('PEXPIRE', KEYS[4], ARGV[4])
-if frame then
-  redis.call('SREM', KEYS[3], ARGV[3])
-  return frame
+  frames = redis.call('LPOP', KEYS[1], ARGV[5])
+  if frames then
+    for place, deadline in ipairs(redis.call('LPOP', KEYS[2], ARGV[5])) do
+      if tonumber(deadline) > now then
+        given[#given + 1] = deadline
+        given[#given + 1] = frames[place]
+      end
+    end
+  end
+until not frames or #given > 0
+redis.call('SET', KEYS[4], ARGV[2] .. ' ' .. (#given > 0 and cmsgpack.pack(given) or ''), 'PX', ARGV[4])
+if #given < 2 * tonumber(ARGV[6]) then
+  redis.call('SADD', KEYS[3], ARGV[3])
+  redis.call('PEXPIRE', KEYS[3], ARGV[4])
+  return given
 end
-redis.call('SADD', KEYS[3], ARGV[3])
-redis.call('PEXPIRE', KEYS[3], ARGV[4])
-return false
+redis.call('SREM', KEYS[3], ARGV[3])
+-- Whoever takes passes the wake on: a push into a queue that is not empty need not wake anybody.
+while redis.call('LLEN', KEYS[1]) > 0 do
+  local idle = redis.call('SPOP', KEYS[3])
+  if not idle then break end
+  local channel, slot = string.match(idle, '^(.*) (%S+)$')
+  if redis.call('PUBLISH', channel, 'W' .. slot) > 0 then break end
+end
+return given
