@@ -28,6 +28,10 @@ __all__ = ["Connection", "ReplyError", "Request", "connect", "pack", "raise_refu
 ReplyError = hiredis.ReplyError
 
 _NOTHING = object()
+
+#: Bytes that are not copied to make one write of several.
+_LARGE = 128 << 10
+
 _FATAL = (
     "NOAUTH",
     "WRONGPASS",
@@ -118,6 +122,8 @@ class Connection(asyncio.Protocol):
         self._requests: deque[Request] = deque()
         self._replies: list[Any] = []
         self._unsent: list[bytes] = []
+        self._flushing = False
+        self._alone = True
         self._heard = False
         self._silent = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -136,9 +142,15 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send commands whose replies are pushes (SUBSCRIBE and its like)."""
-        if not self._unsent:
-            self._loop.call_soon(self._flush)
-        self._unsent.append(data)
+        if self._flushing:
+            self._unsent.append(data)
+            return
+        self._flushing = True
+        self._loop.call_soon(self._flush)
+        if self._alone and self._transport is not None and not self.closed:
+            self._transport.write(data)
+        else:
+            self._unsent.append(data)
 
     async def call(self, *commands: tuple[bytes | str | int, ...]) -> list[Any]:
         """Send commands and wait for their replies.
@@ -151,9 +163,18 @@ class Connection(asyncio.Protocol):
         return await future
 
     def _flush(self) -> None:
-        if self._transport is not None and not self.closed:
-            self._transport.write(b"".join(self._unsent))
-        self._unsent.clear()
+        self._flushing = False
+        unsent, self._unsent = self._unsent, []
+        # A turn that brought one write need not wait for others: the first of the next goes out at once.
+        self._alone = len(unsent) < (1 if self._alone else 2)
+        transport = self._transport
+        if transport is None or self.closed or not unsent:
+            return
+        if sum(map(len, unsent)) < _LARGE:
+            transport.write(b"".join(unsent))
+            return
+        for data in unsent:
+            transport.write(data)
 
     @property
     def idle(self) -> bool:

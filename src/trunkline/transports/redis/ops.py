@@ -17,7 +17,7 @@ from .scripts import POST, PUSH, Script
 if TYPE_CHECKING:
     from .outbox import Outbox
 
-__all__ = ["FOR_EVER", "Op", "PlainOp", "Post", "Publish", "Push", "ScriptOp"]
+__all__ = ["FOR_EVER", "Batch", "Op", "PlainOp", "Post", "Publish", "Push", "ScriptOp"]
 
 FOR_EVER = float("inf")
 
@@ -27,12 +27,19 @@ class Op(Sent):
 
     __slots__ = ("expires", "future", "outbox", "want")
 
-    def __init__(self, outbox: Outbox, topic: bytes | None, body: bytes, ttl: float) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        topic: bytes | None,
+        body: bytes,
+        ttl: float,
+        future: asyncio.Future[Any] | None = None,
+    ) -> None:
         super().__init__(topic, body)
         self.want = 1
         self.outbox = outbox
         self.expires = time.monotonic() + ttl
-        self.future: asyncio.Future[Any] = outbox.loop.create_future()
+        self.future: asyncio.Future[Any] = outbox.loop.create_future() if future is None else future
 
     def commands(self) -> bytes:
         """The packed commands; ``want`` says how many."""
@@ -96,9 +103,7 @@ class ScriptOp(Op):
         numbered: bool = False,
         future: asyncio.Future[Any] | None = None,
     ) -> None:
-        super().__init__(outbox, None, b"", ttl)
-        if future is not None:
-            self.future = future
+        super().__init__(outbox, None, b"", ttl, future)
         self._script, self._keys, self._args = script, keys, args
         self.numbered = numbered
 
@@ -165,27 +170,82 @@ class Post(Op):
 
 
 class Push(Op):
-    """Append to a shared queue."""
+    """One frame for a shared queue. It travels in a ``Batch``."""
 
-    __slots__ = ("_keys", "capacity", "queue", "ttl")
+    __slots__ = ("capacity", "keys", "queue", "ttl")
 
     def __init__(
         self, outbox: Outbox, keys: tuple[bytes, ...], queue: str, frame: bytes, capacity: int, ttl: float
     ) -> None:
         super().__init__(outbox, None, b"+" + frame, ttl)
-        self._keys = keys
+        self.keys = keys
         self.queue, self.capacity, self.ttl = queue, capacity, ttl
 
+    def decide(self, accepted: bool) -> None:
+        """Tell the caller."""
+        if self.future.done():
+            return
+        if accepted:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(
+                ChannelFull(
+                    f"queue {self.queue!r} holds {self.capacity} messages, as many as its capacity allows"
+                )
+            )
+
+
+class Batch(Op):
+    """What one turn of the loop appends to a shared queue; the server takes as much of it as has room."""
+
+    __slots__ = ("_room", "pushes")
+
+    #: Frames and bytes of one batch, at most.
+    MOST, MOST_BYTES = 64, 64 << 10
+
+    def __init__(self, first: Push) -> None:
+        super().__init__(first.outbox, None, b"", first.ttl, _Fates(self, loop=first.outbox.loop))
+        self.pushes = [first]
+        self._room = self.MOST_BYTES - len(first.body)
+
+    def join(self, push: Push) -> bool:
+        """Take one more along; False when it must travel by itself."""
+        first = self.pushes[0]
+        self._room -= len(push.body)
+        if (
+            self._room < 0
+            or len(self.pushes) == self.MOST
+            or (first.capacity, first.ttl) != (push.capacity, push.ttl)
+        ):
+            return False
+        self.pushes.append(push)
+        return True
+
     def commands(self) -> bytes:
-        ttl = max(int(self.ttl * 1000), 1)
+        first = self.pushes[0]
+        ttl = max(int(first.ttl * 1000), 1)
         return pack(
-            b"EVALSHA", PUSH.sha, 5, *self._keys,
-            self.body, self.capacity, ttl, self.seq, self.outbox.sender.floor, ttl + 60_000,
+            b"EVALSHA", PUSH.sha, 5, *first.keys,
+            first.capacity, ttl, self.seq, self.outbox.sender.floor, ttl + 60_000,
+            *[push.body for push in self.pushes],
         )  # fmt: skip
 
-    def conclude(self, replies: list[Any]) -> Any:
-        if replies[0] == b"OK":
-            return True
-        raise ChannelFull(
-            f"queue {self.queue!r} holds {self.capacity} messages, as many as its capacity allows"
-        )
+
+class _Fates(asyncio.Future[int]):
+    """The answer to a batch, told to each caller: so many of the first were taken."""
+
+    def __init__(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._batch = batch
+
+    def set_result(self, result: int) -> None:
+        super().set_result(result)
+        for place, push in enumerate(self._batch.pushes):
+            push.decide(place < result)
+
+    def set_exception(self, exception: type[BaseException] | BaseException) -> None:
+        super().set_exception(exception)
+        self.exception()  # heard: it goes on to each caller
+        for push in self._batch.pushes:
+            if not push.future.done():
+                push.future.set_exception(exception)

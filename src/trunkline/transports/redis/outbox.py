@@ -18,7 +18,7 @@ from ...errors import ChannelFull, TransportUnavailable
 from .clock import Clock
 from .connection import Connection, ReplyError, pack, unavailable
 from .hosts import Host
-from .ops import FOR_EVER, Op
+from .ops import FOR_EVER, Batch, Op, Push
 from .scripts import ALL
 
 __all__ = ["Outbox"]
@@ -73,6 +73,8 @@ class Outbox:
         self._waiting_bytes = 0
         self._sweeper: asyncio.TimerHandle | None = None
         self._logs: dict[bytes, _Log] = {}
+        #: What this turn of the loop pushes to each queue.
+        self._batches: dict[str, Batch] = {}
 
     # -- in
 
@@ -102,9 +104,31 @@ class Outbox:
         self._waiting_bytes = sum(len(op.body) for op in self._waiting)
 
     def _send_new(self, op: Op) -> None:
+        if isinstance(op, Push):
+            self._gather(op)
+            return
         self.sender.number(op, int(self.clock.now() * 1000))
         if self._connection is not None:
             self._connection.send(op.commands(), op)
+
+    def _gather(self, push: Push) -> None:
+        batch = self._batches.get(push.queue)
+        if batch is not None and batch.join(push):
+            return
+        if not self._batches:
+            self.loop.call_soon(self._send_batches)
+        self._batches[push.queue] = Batch(push)
+        if batch is not None:
+            self._send_new(batch)
+
+    def _send_batches(self) -> None:
+        batches, self._batches = self._batches, {}
+        for batch in batches.values():
+            if self.flowing:
+                self._send_new(batch)
+            else:
+                self._waiting.extend(batch.pushes)
+                self._waiting_bytes += sum(len(push.body) for push in batch.pushes)
 
     def _log(self, topic: bytes) -> _Log:
         log = self._logs.get(topic)
@@ -247,6 +271,7 @@ class Outbox:
         self.flowing = False
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self._send_batches()  # they wait, now that nothing flows
         for op in (*self.sender.unanswered(), *self._waiting):
             if not op.future.done():
                 op.future.set_exception(error)
@@ -256,7 +281,7 @@ class Outbox:
     @property
     def busy(self) -> bool:
         """Whether something is not answered yet."""
-        return bool(self._waiting) or self.sender.busy
+        return bool(self._waiting or self._batches) or self.sender.busy
 
     def _arm(self) -> None:
         if self._sweeper is None:

@@ -41,14 +41,14 @@ _Given = tuple[bytes, bytes]
 class _Asked(asyncio.Future[list[bytes]]):
     """An answer that the line takes at once, not in the next turn of the loop."""
 
-    def __init__(self, line: _Line, needed: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, line: _Line, count: int, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
         self._line = line
-        self._needed = needed
+        self._count = count
 
     def set_result(self, result: list[bytes]) -> None:
         super().set_result(result)
-        self._line.give(list(zip(result[::2], result[1::2], strict=True)), self._needed)
+        self._line.give(list(zip(result[::2], result[1::2], strict=True)), self._count)
 
     def set_exception(self, exception: type[BaseException] | BaseException) -> None:
         super().set_exception(exception)
@@ -84,7 +84,8 @@ class _Line:
         self._waiting.append(future)
         if self._take is None:
             self._adapt()
-            self._ask()
+            if not self._listed:
+                self._ask()
         try:
             return (await future)[1][1:]
         except asyncio.CancelledError:
@@ -106,27 +107,29 @@ class _Line:
             self._most = min(self._most * 2, _MOST)
 
     def _ask(self) -> None:
-        needed = len(self._waiting)
         self._woken = False
-        asked = _Asked(self, needed, self._outbox.loop)
-        request, most = next(self._requests), max(needed, self._most)
-        args: list[bytes | str | int] = [self.slot, request, self._member, _MEMORY_MS, most, needed]
+        # With less than it asks for it is listed as idle, though the consumer may be busy with what it got: one that
+        # comes back at once is thus saved a request that finds nothing.
+        count = max(len(self._waiting), self._most)
+        asked = _Asked(self, count, self._outbox.loop)
+        args: list[bytes | str | int] = [self.slot, next(self._requests), self._member, _MEMORY_MS, count]
         self._take = ScriptOp(self._outbox, TAKE, self._keys, args, future=asked)
         self._outbox.submit(self._take)
 
-    def give(self, frames: list[_Given], needed: int) -> None:
+    def give(self, frames: list[_Given], count: int) -> None:
         """Take the answer: those who wait first, the rest stays in the hand for a moment."""
         self._take = None
-        self._listed = len(frames) < needed
+        self._listed = len(frames) < count
+        self._woken = self._woken and self._listed  # a wake from before is used up: who takes passes it on
         self._given, self._given_at = len(frames), time.monotonic()
         waited = bool(self._waiting)
         for given in frames:
             self._pass_on(given)
         if not waited:
             self._rest()
-        elif self._hand:
+        elif not self._waiting:
             self._bound()
-        elif self._waiting and (self._woken or not self._listed):
+        elif self._woken or not self._listed:
             self._ask()
 
     def _pass_on(self, given: _Given) -> bool:
@@ -141,15 +144,18 @@ class _Line:
 
     def wake(self) -> None:
         """The server says that there is something."""
-        self._listed = False
-        if self._take is not None:
-            self._woken = True
-        elif self._waiting:
+        if self._take is None and self._waiting:
+            self._listed = False
             self._ask()
+        elif self._take is not None or self._listed:
+            self._listed = False
+            self._woken = True
 
     # -- giving back
 
     def _bound(self) -> None:
+        if not (self._hand or self._listed):
+            return
         size = sum(len(frame) for _, frame in self._hand)
         if size > _MOST_BYTES:
             self._most = max(self._most * _MOST_BYTES // (2 * size), 1)
@@ -158,13 +164,14 @@ class _Line:
 
     def _look(self) -> None:
         self._timer = None
-        if not self._hand:
+        if self._waiting or self._take is not None or not (self._hand or self._listed or self._woken):
             return
         rest = self._given_at + _PATIENCE - time.monotonic()
         if rest > 0:
             self._timer = self._outbox.loop.call_later(rest, self._look)
         else:
-            self._most = max(self._given - len(self._hand), 1)
+            if self._hand:
+                self._most = max(self._given - len(self._hand), 1)
             self.leave()
 
     def _withdraw(self, future: asyncio.Future[_Given]) -> None:
@@ -188,11 +195,11 @@ class _Line:
 
     def leave(self) -> None:
         """Put back what is in the hand, and wait for no more; a wake that we may have had goes to another reader."""
-        if not (self._hand or self._listed):
+        if not (self._hand or self._listed or self._woken):
             return
         back = list(reversed(self._hand))
         self._hand.clear()
-        self._listed = False
+        self._listed = self._woken = False
         args: list[bytes | str | int] = [self.slot, next(self._requests), self._member, _MEMORY_MS]
         args += [deadline for deadline, _ in back]
         args += [frame for _, frame in back]

@@ -1,8 +1,8 @@
--- Take the oldest live frames; with too few, put the reader on the idle list. Answers deadlines and frames in turn.
+-- Take the oldest live frames; with fewer than wanted, put the reader on the idle list. Answers deadlines and frames in turn.
 -- What a slot was given is remembered until its next request, so a request repeated after a lost answer gets the same
 -- frames, and one that comes late by another road (its number is old) gets nothing.
 -- KEYS frames, deadlines, idle, held by the slot
--- ARGV slot, request, idle member, memory ms, frames at most, frames that are waited for
+-- ARGV slot, request, idle member, memory ms, frames wanted
 local held = redis.call('GETRANGE', KEYS[4], 0, 19)
 if held ~= '' then
   local number, at = string.match(held, '^(%d+) ()')
@@ -27,7 +27,7 @@ repeat
   end
 until not frames or #given > 0
 redis.call('SET', KEYS[4], ARGV[2] .. ' ' .. (#given > 0 and cmsgpack.pack(given) or ''), 'PX', ARGV[4])
-if #given < 2 * tonumber(ARGV[6]) then
+if #given < 2 * tonumber(ARGV[5]) then
   redis.call('SADD', KEYS[3], ARGV[3])
   redis.call('PEXPIRE', KEYS[3], ARGV[4])
   return given

@@ -1,0 +1,184 @@
+"""Queues on Redis: several frames in one request, none of them out of reach of others for long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from faults.redis_load import TTL, Node, eventually, unique
+from servers import Server
+from trunkline.errors import ChannelFull
+from trunkline.transports.redis.pace import Pace
+from trunkline.transports.redis.scripts import LEAVE, PUSH, TAKE
+
+#: No poll comes to the help of a wake that was forgotten.
+RARE = Pace(heartbeat=60.0, life=180.0)
+
+KEYS = ("frames", "deadlines", "idle", "last", "refused")
+
+
+@contextlib.asynccontextmanager
+async def nodes(server: Server, count: int) -> AsyncIterator[list[Node]]:
+    prefix = unique()
+    async with contextlib.AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(Node(server, prefix, _pace=RARE, deadline=10.0))
+            for _ in range(count)
+        ]
+
+
+async def push(node: Node, first: int, count: int, capacity: int = 1000) -> list[Any]:
+    """Push so many numbers in one turn of the loop; returns what became of each."""
+    pushes = [
+        node.transport.push("jobs", b"%03d" % number, capacity, TTL) for number in range(first, first + count)
+    ]
+    return await asyncio.gather(*pushes, return_exceptions=True)
+
+
+def numbers(first: int, count: int) -> list[bytes]:
+    return [b"%03d" % number for number in range(first, first + count)]
+
+
+async def test_a_consumer_that_comes_back_at_once_gets_several(server: Server) -> None:
+    """200 frames, pulled one after the other, cost far fewer than 200 requests, and keep their order."""
+    async with nodes(server, 2) as (a, b):
+        await push(a, 0, 200)
+        before = server.command_counts()["evalsha"]
+        assert [await b.transport.pull("jobs") for _ in range(200)] == numbers(0, 200)
+        assert server.command_counts()["evalsha"] - before < 30
+
+
+async def test_what_a_consumer_does_not_ask_for_goes_back(server: Server) -> None:
+    """A quick consumer gets stuck with frames in its hand: another reader has the rest at once, in order."""
+    async with nodes(server, 3) as (a, b, c):
+        await push(a, 0, 60)
+        first = [await b.transport.pull("jobs") for _ in range(20)]
+        started = time.monotonic()
+        async with asyncio.timeout(5):
+            rest = [await c.transport.pull("jobs") for _ in range(40)]
+        assert time.monotonic() - started < 1
+        assert first == numbers(0, 20)
+        assert sorted(rest) == numbers(20, 40)
+
+
+async def test_a_wake_for_a_busy_consumer_is_passed_on(server: Server) -> None:
+    """A quick consumer, still listed as idle, gets stuck: what is pushed then is taken by another reader that waits."""
+    async with nodes(server, 3) as (a, b, c):
+        await push(a, 0, 20)
+        assert [await b.transport.pull("jobs") for _ in range(20)] == numbers(0, 20)
+        waiting = asyncio.create_task(c.transport.pull("jobs"))
+        for number in range(20, 40):
+            await push(a, number, 1)
+            assert await asyncio.wait_for(waiting, 5) == b"%03d" % number
+            waiting = asyncio.create_task(c.transport.pull("jobs"))
+        waiting.cancel()
+
+
+async def test_slow_consumers_share(server: Server) -> None:
+    """Three readers of 5 ms a frame take about a third each of what is pushed at once."""
+    async with nodes(server, 4) as (a, *readers):
+        got: list[list[bytes]] = [[], [], []]
+
+        async def work(number: int) -> None:
+            while True:
+                got[number].append(await readers[number].transport.pull("jobs"))
+                await asyncio.sleep(0.005)  # the work
+
+        tasks = [asyncio.create_task(work(number)) for number in range(3)]
+        await push(a, 0, 90)
+        await eventually(lambda: sum(map(len, got)) == 90)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert sorted(frame for frames in got for frame in frames) == numbers(0, 90)
+        assert min(map(len, got)) >= 15
+
+
+async def test_closing_gives_back_what_nobody_asked_for(server: Server) -> None:
+    """A node closes with frames in its hand: another has them all, in order."""
+    async with nodes(server, 3) as (a, b, c):
+        await push(a, 0, 50)
+        assert [await b.transport.pull("jobs") for _ in range(10)] == numbers(0, 10)
+        await b.transport.close()
+        async with asyncio.timeout(5):
+            assert [await c.transport.pull("jobs") for _ in range(40)] == numbers(10, 40)
+
+
+async def test_several_pulls_of_a_node_share_a_request(server: Server) -> None:
+    """Ten pulls that wait together get ten frames; those that are cancelled, whatever they had, lose none."""
+    async with nodes(server, 2) as (a, b):
+        for first in range(0, 200, 10):
+            pulls = [asyncio.create_task(b.transport.pull("jobs")) for _ in range(10)]
+            await asyncio.sleep(0.001 * (first % 3))
+            await push(a, first, 10)
+            for pull in pulls[::2]:
+                pull.cancel()
+            done = await asyncio.gather(*pulls, return_exceptions=True)
+            got = [frame for frame in done if isinstance(frame, bytes)]
+            async with asyncio.timeout(5):
+                got += [await b.transport.pull("jobs") for _ in range(10 - len(got))]
+            assert sorted(got) == numbers(first, 10)
+
+
+async def test_a_batch_is_taken_as_far_as_there_is_room(server: Server) -> None:
+    """Eight pushes at once into room for five: the first five are taken, the others are told."""
+    async with nodes(server, 2) as (a, b):
+        outcomes = await push(a, 0, 8, capacity=5)
+        assert outcomes[:5] == [None] * 5
+        assert all(isinstance(outcome, ChannelFull) for outcome in outcomes[5:])
+        assert [await b.transport.pull("jobs") for _ in range(5)] == numbers(0, 5)
+        assert await push(a, 8, 5, capacity=5) == [None] * 5
+        with pytest.raises(ChannelFull, match="jobs"):
+            await a.transport.push("jobs", b"x", 5, TTL)
+
+
+def test_a_repeated_push_says_the_same(server: Server) -> None:
+    """A batch whose answer was lost is answered as before, and appended once; also when it was half refused."""
+    root = unique()
+    keys = [f"{root}:{key}" for key in KEYS]
+
+    def do(seq: int, *frames: str) -> int:
+        answer = server.call("EVAL", PUSH.text, 5, *keys, 5, 60_000, seq, 1, 60_000, *frames)
+        assert isinstance(answer, int)
+        return answer
+
+    for _ in range(2):
+        assert do(1, "a", "b", "c") == 3
+    for _ in range(2):
+        assert do(2, "d", "e", "f") == 2
+    assert do(1, "a", "b", "c") == 3
+    assert do(3, "g") == 0
+    assert do(2, "d", "e", "f") == 2
+    assert server.call("LRANGE", keys[0], 0, -1) == [b"a", b"b", b"c", b"d", b"e"]
+    assert server.without_ttl(root) == []
+
+
+def test_a_repeated_take_gets_the_same(server: Server) -> None:
+    """A lost answer loses nothing and doubles nothing; a request that comes late gets nothing; leaving twice is once."""
+    root = unique()
+    keys = [f"{root}:{key}" for key in KEYS]
+    held = [*keys[:3], f"{root}:held"]
+    server.call("EVAL", PUSH.text, 5, *keys, 50, 60_000, 1, 1, 60_000, *"abcdefg")
+
+    def do(request: int, count: int) -> list[bytes]:
+        answer: list[bytes] = server.call(
+            "EVAL", TAKE.text, 4, *held, "slot", request, "n slot", 60_000, count
+        )
+        return answer
+
+    first = do(1, 3)
+    assert first[1::2] == [b"a", b"b", b"c"]
+    assert do(1, 3) == first
+    assert do(3, 2)[1::2] == [b"d", b"e"]
+    assert do(2, 2) == []
+    back = [first[2], first[0], b"b", b"a"]
+    for _ in range(2):
+        server.call("EVAL", LEAVE.text, 4, *held, "slot", 4, "n slot", 60_000, *back)
+    assert do(3, 2) == do(4, 2) == []
+    assert do(5, 9)[1::2] == [b"a", b"b", b"f", b"g"]
+    assert server.without_ttl(root) == []
