@@ -12,9 +12,6 @@ from servers import Server, servers
 
 __all__ = ["Sentinel", "Watched"]
 
-#: Milliseconds between two messages of a sentinel to the others, while the group forms and in real life.
-_HASTY, _USUAL = "100", "2000"
-
 
 class Sentinel(Server):
     """One sentinel; it keeps its configuration in a file of its own, and writes to it."""
@@ -25,7 +22,7 @@ class Sentinel(Server):
 
     def start(self, wait: float = 10.0) -> None:
         path = self.directory / "sentinel.conf"
-        if not path.exists():
+        if is_new := not path.exists():
             password = self.options.get("requirepass")
             more = [f"requirepass {password}"] if password else []
             first = [f"port {self.port}", "bind 127.0.0.1", f"dir {self.directory}", "loglevel warning"]
@@ -33,9 +30,17 @@ class Sentinel(Server):
         command = [servers()[self.kind], str(path), "--sentinel"]
         with open(self.directory / "log", "ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        _until("the sentinel answers", self._answers, wait)
+        try:
+            _until("the sentinel answers", self._answers, wait)
+        except RuntimeError:
+            self.kill()
+            if is_new:
+                path.unlink()
+            raise
 
     def _answers(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            raise RuntimeError(f"the sentinel ended: {(self.directory / 'log').read_text()[-2000:]}")
         try:
             return bool(self.call("PING") == b"PONG")
         except (OSError, EOFError):
@@ -93,11 +98,15 @@ class Watched:
         _until("replicas are in step", lambda: all(self._in_step(server) for server in self.servers[1:]))
         for number in range(sentinels):
             self.sentinels.append(Sentinel(self.kind, self.directory / f"sentinel{number}", lines, **options))
-        for sentinel in self.sentinels:
-            sentinel.call("SENTINEL", "DEBUG", "PUBLISH-PERIOD", _HASTY)
+        self.hurry()
         _until("the sentinels know each other", lambda: self._agree(replicas))
+        self.hurry(False)
+
+    def hurry(self, hurried: bool = True) -> None:
+        """Let the sentinels look around and talk ten times a second, or as usual: every 10 s and every 2 s."""
         for sentinel in self.sentinels:
-            sentinel.call("SENTINEL", "DEBUG", "PUBLISH-PERIOD", _USUAL)
+            looks, talks = ("100", "100") if hurried else ("10000", "2000")
+            sentinel.call("SENTINEL", "DEBUG", "INFO-PERIOD", looks, "PUBLISH-PERIOD", talks)
 
     def _in_step(self, server: Server) -> bool:
         role = server.call("ROLE")

@@ -173,12 +173,6 @@ async def test_a_cluster(serve: Callable[..., Server]) -> None:
     assert "hosts" in (await look(server.url)).one("error", "Redis Cluster, which this version").fix
 
 
-async def test_sentinel_settings() -> None:
-    """Sentinel dicts are read, and told to be missing for now."""
-    hosts = [{"sentinels": [("127.0.0.1", 26379)], "master_name": "mymaster"}]
-    (await look("redis://", hosts=hosts)).one("error", r"Sentinel \(mymaster\) is not supported yet")
-
-
 # Servers that cannot be reached: the cause, in the user's words
 
 
@@ -319,7 +313,11 @@ def test_the_list_of_permissions_is_complete() -> None:
     """Every command in the transport's code and scripts is one that the doctor tries."""
     scripts = "".join(path.read_text() for path in (SOURCE / "scripts").glob("*.lua"))
     used = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", scripts)}
-    rooms = [path for path in SOURCE.glob("*.py") if path.stem not in ("permissions", "doctor", "diagnosis")]
+    rooms = [
+        path
+        for path in SOURCE.glob("*.py")
+        if path.stem not in ("permissions", "doctor", "diagnosis", "sentinel")
+    ]
     code = "".join(path.read_text() for path in rooms)
     called = re.findall(r"""(?:pack\(|PlainOp\([^"]*?|\()b?"([A-Z]{3,})",""", code)
     used |= {name.lower() for name in called}

@@ -90,14 +90,6 @@ async def test_without_hosts_it_is_localhost() -> None:
     assert "localhost:6379" in repr(RedisChannelLayer()._first)
 
 
-async def test_sentinels_are_refused_by_name() -> None:
-    """A Sentinel dict is understood, and refused on first use with what to write instead."""
-    hosts = [{"sentinels": [("127.0.0.1", 26379)], "master_name": "mymaster", "password": "x"}]
-    layer = RedisChannelLayer(hosts)
-    with pytest.raises(ConfigurationError, match=r"Sentinel \(mymaster\).*name the master itself in hosts"):
-        await layer.send("jobs", {"n": 1})
-
-
 async def test_databases_never_mix(server: Server, prefix: str) -> None:
     """The same names in two databases of one server: channels, groups, queues and pub/sub stay apart."""
     layers = [RedisChannelLayer([f"{server.url}/{db}"], prefix=prefix) for db in (0, 1)]

@@ -272,12 +272,6 @@ async def test_a_replica_is_refused_by_name(server: Server, tmp_path: Path) -> N
         replica.kill()
 
 
-async def test_sentinel_is_named_as_missing() -> None:
-    transport = RedisTransport([{"sentinels": [("localhost", 26379)], "master_name": "mymaster"}])
-    with pytest.raises(ConfigurationError, match="next version"):
-        await transport.open(new_node(), Node.__new__(Node))
-
-
 async def test_senders_wait_for_their_ttl_and_no_longer(server: Server, tmp_path: Path) -> None:
     """In an outage a send waits as long as its message lives, a pull and a subscription as long as it takes."""
     own = Server(server.kind, tmp_path / "own")

@@ -61,7 +61,7 @@ def unavailable(host: Host, cause: BaseException | str, *, on_its_way: bool = Fa
     else:
         advice = (
             f"Redis at {host.address} cannot be reached ({text}). Is the server running? "
-            f"Try: redis-cli {_cli(host)} ping"
+            f"Try: redis-cli {_cli(host)}"
         )
     error = TransportUnavailable(
         advice + (". The message was on its way and may have arrived" if on_its_way else "")
@@ -72,8 +72,10 @@ def unavailable(host: Host, cause: BaseException | str, *, on_its_way: bool = Fa
 
 
 def _cli(host: Host) -> str:
-    where = f"-s {host.path}" if host.path else f"-h {host.host} -p {host.port}"
-    return where + (" --tls" if host.ssl else "")
+    server = host.sentinels[0] if host.sentinels else host
+    where = f"-s {server.path}" if server.path else f"-h {server.host} -p {server.port}"
+    question = f"sentinel get-master-addr-by-name {host.master_name}" if host.sentinels else "ping"
+    return f"{where}{' --tls' if server.ssl else ''} {question}"
 
 
 class Request(Protocol):

@@ -19,6 +19,7 @@ from .connection import Connection, ReplyError, connect
 from .diagnosis import why_unreachable
 from .hosts import Host
 from .permissions import examine_permissions
+from .sentinel import Sentinels
 from .topology import Names
 
 __all__ = ["examine"]
@@ -77,10 +78,13 @@ async def examine(
 
 
 async def _examine_server(patient: Patient, deadline: float) -> list[Finding]:
+    if patient.host.sentinels:
+        master, found = await _find_master(patient.host, deadline)
+        if master is None:
+            return found
+        patient.host = master
+        return found + await _examine_server(patient, deadline)
     host = patient.host
-    if host.sentinels:
-        what = f"Sentinel ({host.master_name}) is not supported yet"
-        return [Finding("error", what, "name the master itself in hosts")]
     found = _security(host)
     try:
         connection, gone = await _connect(host, deadline)
@@ -100,6 +104,33 @@ async def _examine_server(patient: Patient, deadline: float) -> list[Finding]:
         connection.drop()
         await gone
     return found
+
+
+async def _find_master(host: Host, deadline: float) -> tuple[Host | None, list[Finding]]:
+    sentinels, found = Sentinels(host, deadline), []
+    try:
+        master = await sentinels.find()
+    except (TransportUnavailable, ConfigurationError) as error:
+        return None, [Finding("error", str(error), "see docs/sentinel.md")]
+    for sentinel in host.sentinels:
+        try:
+            named = await sentinels.ask(sentinel)
+        except (TransportUnavailable, ConfigurationError) as error:
+            what = f"sentinel {sentinel.address} is of no use: {error.__cause__ or error}"
+            found.append(
+                Finding("warning", what, "mend it: without a majority of sentinels nobody replaces a master")
+            )
+            continue
+        if named != master:
+            what = f"sentinel {sentinel.address} calls {named.address} the master of {host.master_name}"
+            found.append(
+                Finding("warning", what, f"the others say {master.address}: is it cut off from them?")
+            )
+    if len(host.sentinels) < 3:
+        what = f"{len(host.sentinels)} sentinels are named"
+        found.append(Finding("warning", what, "name three at least, on three machines: two must agree"))
+    what = f"{host.master_name} is {master.address}, by {len(host.sentinels)} sentinels"
+    return master, found or [Finding("ok", what)]
 
 
 async def _connect(host: Host, deadline: float) -> tuple[Connection, asyncio.Future[None]]:

@@ -29,7 +29,7 @@ POLL = 2.0
 _PATIENCE = 1.0
 
 #: What is published when the address has changed: by all sentinels, and a little earlier by the one that changed it.
-_NEWS = ("+switch-master", "+promoted-slave")
+NEWS = ("+switch-master", "+promoted-slave")
 
 
 class Sentinels:
@@ -55,7 +55,7 @@ class Sentinels:
         looked_at: set[Host] = set()
         for sentinel in list(self._order):
             try:
-                server = await self._ask_anew(sentinel)
+                server = await self.ask(sentinel)
             except (TransportUnavailable, ConfigurationError) as error:
                 troubles.append((sentinel, error))
                 continue
@@ -80,7 +80,13 @@ class Sentinels:
         )
         return ConfigurationError(f"{self._host.address} cannot be found: {reasons}. In hosts, {advice}")
 
-    async def _ask_anew(self, sentinel: Host) -> Host:
+    async def ask(self, sentinel: Host) -> Host:
+        """The master, as this sentinel has it: a rumour.
+
+        Raises:
+            TransportUnavailable: The sentinel does not answer.
+            ConfigurationError: It does not know the name, or refuses us.
+        """
         line = await self._connect(sentinel)
         try:
             return await self._ask(line, sentinel)
@@ -150,7 +156,7 @@ class Sentinels:
                 moved(other)
                 return
             if not alone:
-                log.warning("no sentinel of %s answers; it stays %s", self._host.address, server.address)
+                log.warning("no sentinel of %s is of use; it stays %s", self._host.address, server.address)
             alone = True
             await asyncio.sleep(self._patience)
 
@@ -175,24 +181,17 @@ class Sentinels:
             raise
         try:
             ears.listen(hear)
-            ears.write(pack("SUBSCRIBE", *_NEWS))
+            ears.write(pack("SUBSCRIBE", *NEWS))
             while True:
                 other = await self._ask(line, sentinel)
-                if other != server and await self._is_master(other):
+                if other != server:
+                    await self._look_at(other)
                     return other
                 await asyncio.wait([news], timeout=POLL)
                 news = loop.create_future()
         finally:
             ears.drop()
             line.drop()
-
-    async def _is_master(self, server: Host) -> bool:
-        try:
-            await self._look_at(server)
-        except (TransportUnavailable, ConfigurationError) as error:
-            log.info("a sentinel names %s: %s", server.address, error)
-            return False
-        return True
 
     def stop(self) -> None:
         """Follow no more."""

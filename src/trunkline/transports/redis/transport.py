@@ -118,11 +118,8 @@ class RedisTransport(Transport):
     async def open(self, node: str, arrivals: Arrivals) -> None:
         self._node = node
         for host in self._hosts + self._read_hosts:
-            if host.sentinels:
-                raise ConfigurationError(
-                    f"Sentinel ({host.master_name}) arrives in the next version: name the master itself in hosts"
-                )
-            host.context()  # a wrong certificate file is told now, not in the background
+            for server in (host, *host.sentinels):
+                server.context()  # a wrong certificate file is told now, not in the background
         by_identity = {host.identity: host for host in self._hosts + self._read_hosts}
         links = {identity: self._make_link(host, arrivals) for identity, host in by_identity.items()}
         self._links = list(links.values())
