@@ -243,6 +243,18 @@ async def test_what_a_lagging_replica_did_not_have(
         assert scene.load.doubled(reader) == 0
 
 
+async def test_the_replay_outlasts_the_silence(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A master that freezes is replaced only after longer than the replay window: what it took in its last 0.3 s, and
+    nobody else has, is replayed nevertheless."""
+    pace = Pace(heartbeat=4.0, audit=20.0, window=1.0)
+    async with under_load(watched, pace) as scene:
+        await in_thread(watched.cut_off, scene.replica)
+        async with away(scene, scene.nodes[2], monkeypatch):
+            await asyncio.sleep(0.3)
+            scene.master.freeze()
+        await scene.changed()
+
+
 async def test_a_dead_sentinel_is_not_missed(watched: Watched) -> None:
     """The sentinel that all nodes listen to dies, and then the master is replaced."""
     async with under_load(watched) as scene:

@@ -339,7 +339,10 @@ class Link:
                 return down.result()
             self.readers.wake_all()
             now = time.monotonic()
-            self._sender.prune(now)
+            if self._connections[
+                0
+            ].idle:  # a server that owes answers may be gone, and what it answered with it
+                self._sender.prune(now)
             self.inbox.flush()
             if now >= beat:
                 beat = now + pace.heartbeat
