@@ -124,7 +124,7 @@ class Connection(asyncio.Protocol):
         self._requests: deque[Request] = deque()
         self._replies: list[Any] = []
         self._unsent: list[bytes] = []
-        self._flushing = False
+        #: Requests come one at a time, as far as the last ones tell.
         self._alone = True
         self._heard = False
         self._silent = 0.0
@@ -135,24 +135,23 @@ class Connection(asyncio.Protocol):
     # -- out
 
     def send(self, data: bytes, request: Request) -> None:
-        """Send packed commands, ``request.want`` in number. It goes out with all else of this turn of the loop."""
+        """Send packed commands, ``request.want`` in number. It goes out with all else of this
+        turn of the loop; at once if nothing is on its way and requests come one at a time."""
         if self.closed:
             request.lost(unavailable(self._host, self._trouble or "the connection is closed"))
             return
+        at_once = self._alone and not self._requests and not self._unsent
         self._requests.append(request)
-        self.write(data)
+        if at_once and self._transport is not None:
+            self._transport.write(data)
+        else:
+            self.write(data)
 
     def write(self, data: bytes) -> None:
         """Send commands whose replies are pushes (SUBSCRIBE and its like)."""
-        if self._flushing:
-            self._unsent.append(data)
-            return
-        self._flushing = True
-        self._loop.call_soon(self._flush)
-        if self._alone and self._transport is not None and not self.closed:
-            self._transport.write(data)
-        else:
-            self._unsent.append(data)
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(data)
 
     async def call(self, *commands: tuple[bytes | str | int, ...]) -> list[Any]:
         """Send commands and wait for their replies.
@@ -165,10 +164,8 @@ class Connection(asyncio.Protocol):
         return await future
 
     def _flush(self) -> None:
-        self._flushing = False
         unsent, self._unsent = self._unsent, []
-        # A turn that brought one write need not wait for others: the first of the next goes out at once.
-        self._alone = len(unsent) < (1 if self._alone else 2)
+        self._alone = len(unsent) == 1
         transport = self._transport
         if transport is None or self.closed or not unsent:
             return

@@ -2,18 +2,23 @@
 -- KEYS inbox, alive, depth, last, refused
 -- ARGV frame, void frame, channel, capacity (-1: none), oldest id to keep, seq, floor, ttl ms,
 -- length to cut the log to (0: not now)
-local seq = tonumber(ARGV[6])
-if tonumber(redis.call('GET', KEYS[4]) or '0') >= seq then
+local last = redis.call('SET', KEYS[4], ARGV[6], 'PX', ARGV[8], 'GET')
+if last and tonumber(last) >= tonumber(ARGV[6]) then
   -- Done before, only the answer was lost.
+  redis.call('SET', KEYS[4], last, 'PX', ARGV[8])
   return redis.call('LPOS', KEYS[5], ARGV[6]) and 'FULL' or 'OK'
 end
 local alive = redis.call('GET', KEYS[2])
-if alive == '' then return 'GONE' end -- it said good-bye
-if not alive and redis.call('PUBSUB', 'NUMSUB', KEYS[1])[2] == 0 then return 'GONE' end
-redis.call('SET', KEYS[4], ARGV[6], 'PX', ARGV[8])
+-- It said good-bye; or it gives no sign of life and does not listen.
+if alive == '' or (not alive and redis.call('PUBSUB', 'NUMSUB', KEYS[1])[2] == 0) then
+  redis.call('DEL', KEYS[4]) -- nothing was done
+  return 'GONE'
+end
 local capacity = tonumber(ARGV[4])
 local frame, answer = ARGV[1], 'OK'
-if capacity >= 0 and tonumber(redis.call('HGET', KEYS[3], ARGV[3]) or '0') >= capacity then
+local depth = redis.call('HINCRBY', KEYS[3], ARGV[3], 1)
+if capacity >= 0 and depth > capacity then
+  redis.call('HINCRBY', KEYS[3], ARGV[3], -1)
   frame, answer = ARGV[2], 'FULL'
   local first = redis.call('LINDEX', KEYS[5], 0)
   while first and tonumber(first) < tonumber(ARGV[7]) do
@@ -22,7 +27,7 @@ if capacity >= 0 and tonumber(redis.call('HGET', KEYS[3], ARGV[3]) or '0') >= ca
   end
   redis.call('RPUSH', KEYS[5], ARGV[6])
   redis.call('PEXPIRE', KEYS[5], ARGV[8])
-elseif redis.call('HINCRBY', KEYS[3], ARGV[3], 1) == 1 and redis.call('PTTL', KEYS[3]) < 0 then
+elseif depth == 1 and redis.call('PTTL', KEYS[3]) < 0 then
   -- The owner prolongs it; should it die first, the count must not stay for ever.
   redis.call('PEXPIRE', KEYS[3], ARGV[8])
 end
