@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,6 +116,22 @@ async def test_a_wrong_password_of_the_servers(watched: Watched) -> None:
     with pytest.raises(ConfigurationError, match=told):
         async with asyncio.timeout(3):
             await use([{**watched.hosts[0], "password": "x"}])
+
+
+async def test_a_user_of_the_sentinels(watched: Watched) -> None:
+    """The permissions that docs/sentinel.md names are enough, to ask and to be told."""
+    page = (Path(__file__).parents[3] / "docs" / "sentinel.md").read_text()
+    sentinel, line = watched.sentinels[0], re.search(r"needs `(\+auth[^`]+)`", page)
+    assert line is not None
+    sentinel.call("ACL", "SETUSER", "app", "on", ">pw", "resetchannels", "-@all", *line[1].split())
+    sentinel.call("ACL", "LOG", "RESET")
+    login = {"username": "app", "password": "pw"}
+    async with Follower(with_sentinels(watched, sentinel.port, sentinel_kwargs=login)):
+        await eventually(lambda: len(listeners(sentinel)) == 2)
+        clients = sentinel.call("CLIENT", "LIST").decode().splitlines()
+        mine = [client for client in clients if "user=app" in client]
+        assert any("sub=2" in client for client in mine), mine
+    assert sentinel.call("ACL", "LOG") == []
 
 
 async def test_no_sentinel_answers(watched: Watched) -> None:

@@ -170,7 +170,7 @@ class Sentinels:
                 news.set_result(None)
 
         def deaf(error: TransportUnavailable) -> None:
-            line.drop(error)
+            line.drop(error.__cause__ or error)
             hear(error)
 
         line = await self._connect(sentinel)
