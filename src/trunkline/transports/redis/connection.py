@@ -22,15 +22,25 @@ except ImportError as error:  # pragma: no cover - seen only where the extra is 
 from ...errors import ConfigurationError, TransportUnavailable
 from .hosts import Host
 
-__all__ = ["Connection", "ReplyError", "Request", "connect", "pack", "raise_refused", "unavailable"]
+__all__ = [
+    "LARGE",
+    "Connection",
+    "ReplyError",
+    "Request",
+    "connect",
+    "pack",
+    "pack_large",
+    "raise_refused",
+    "unavailable",
+]
 
 #: What a server answers when it refuses a command; it is handed over as a value.
 ReplyError = hiredis.ReplyError
 
 _NOTHING = object()
 
-#: Bytes that are not copied to make one write of several.
-_LARGE = 128 << 10
+#: Bytes from which on an argument is written as it is: copying it would cost more than one more write.
+LARGE = 32 << 10
 
 _FATAL = (
     "NOAUTH",
@@ -47,6 +57,20 @@ def pack(*command: bytes | str | int) -> bytes:
     """The bytes of one command."""
     packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]
     return packed
+
+
+def pack_large(*command: bytes | str | int) -> list[bytes]:
+    """The same in parts; large arguments are not copied."""
+    parts: list[bytes] = []
+    text = b"*%d\r\n" % len(command)
+    for word in command:
+        data = word if isinstance(word, bytes) else str(word).encode()
+        if len(data) < LARGE:
+            text += b"$%d\r\n%b\r\n" % (len(data), data)
+        else:
+            parts += text + b"$%d\r\n" % len(data), data
+            text = b"\r\n"
+    return [*parts, text]
 
 
 def unavailable(host: Host, cause: BaseException | str, *, on_its_way: bool = False) -> TransportUnavailable:
@@ -134,11 +158,15 @@ class Connection(asyncio.Protocol):
 
     # -- out
 
-    def send(self, data: bytes, request: Request) -> None:
+    def send(self, data: bytes | list[bytes], request: Request) -> None:
         """Send packed commands, ``request.want`` in number. It goes out with all else of this
         turn of the loop; at once if nothing is on its way and requests come one at a time."""
         if self.closed:
             request.lost(unavailable(self._host, self._trouble or "the connection is closed"))
+            return
+        if isinstance(data, list):
+            self._requests.append(request)
+            self._write_parts(data)
             return
         at_once = self._alone and not self._requests and not self._unsent
         self._requests.append(request)
@@ -169,11 +197,14 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or self.closed or not unsent:
             return
-        if sum(map(len, unsent)) < _LARGE:
-            transport.write(b"".join(unsent))
-            return
-        for data in unsent:
-            transport.write(data)
+        transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+
+    def _write_parts(self, parts: list[bytes]) -> None:
+        self._flush()  # what was sent before
+        transport = self._transport
+        if transport is not None:
+            for part in parts:
+                transport.write(part)
 
     @property
     def idle(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...continuity import VOID, Sent
 from ...errors import ChannelFull, TransportUnavailable
-from .connection import pack
+from .connection import LARGE, pack, pack_large
 from .scripts import POST, PUSH, Script
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Op(Sent):
         self.expires = time.monotonic() + ttl
         self.future: asyncio.Future[Any] = outbox.loop.create_future() if future is None else future
 
-    def commands(self) -> bytes:
-        """The packed commands; ``want`` says how many."""
+    def commands(self) -> bytes | list[bytes]:
+        """The packed commands, in parts if they are large; ``want`` says how many."""
         raise NotImplementedError
 
     def conclude(self, replies: list[Any]) -> Any:
@@ -68,20 +68,20 @@ class Publish(Op):
         self.retention = retention
         self.bindings = bindings
 
-    def commands(self) -> bytes:
+    def commands(self) -> bytes | list[bytes]:
         outbox, topic = self.outbox, self.topic
         frame = outbox.sender.frame(self)
         oldest = str(int((outbox.clock.now() - self.retention) * 1000))
         # The log first: whatever was pushed can then be read.
-        packed = [
-            pack(b"XADD", topic or b"", b"MINID", b"~", oldest, b"*", b"d", frame),
-            pack(b"PUBLISH", topic or b"", frame),
-            *outbox.upkeep(topic or b"", len(frame), self.retention),
-        ]
+        append = (b"XADD", topic or b"", b"MINID", b"~", oldest, b"*", b"d", frame)
+        push = (b"PUBLISH", topic or b"", frame)
+        packed = outbox.upkeep(topic or b"", len(frame), self.retention)
         if self.bindings is not None:
             packed.append(pack(b"HGETALL", self.bindings))
-        self.want = len(packed)
-        return b"".join(packed)
+        self.want = 2 + len(packed)
+        if len(frame) < LARGE:
+            return b"".join((pack(*append), pack(*push), *packed))
+        return [*pack_large(*append), *pack_large(*push), *packed]
 
     def conclude(self, replies: list[Any]) -> Any:
         return replies[-1] if self.bindings is not None else None
@@ -144,12 +144,13 @@ class Post(Op):
         self._keys = keys
         self.channel, self.capacity, self.retention = channel, capacity, retention
 
-    def commands(self) -> bytes:
+    def commands(self) -> bytes | list[bytes]:
         sender = self.outbox.sender
         capacity = -1 if self.capacity is None else self.capacity
         if self.flags & VOID:
             capacity = 0  # it was refused or given up: only its place in the chain is filled
-        return pack(
+        pack_all = pack if len(self.body) < LARGE else pack_large
+        return pack_all(
             b"EVALSHA", POST.sha, 5, *self._keys, sender.frame(self), sender.void(self), self.channel, capacity,
             int((self.outbox.clock.now() - self.retention) * 1000), self.seq, sender.floor,
             int(self.retention * 1000) + 60_000, self.outbox.excess(self._keys[0], len(self.body)),
@@ -221,10 +222,11 @@ class Batch(Op):
         self.pushes.append(push)
         return True
 
-    def commands(self) -> bytes:
+    def commands(self) -> bytes | list[bytes]:
         first = self.pushes[0]
         ttl = max(int(first.ttl * 1000), 1)
-        return pack(
+        pack_all = pack if len(first.body) < LARGE else pack_large
+        return pack_all(
             b"EVALSHA", PUSH.sha, 5, *first.keys,
             first.capacity, ttl, self.seq, self.outbox.sender.floor, ttl + 60_000,
             *[push.body for push in self.pushes],
