@@ -182,3 +182,23 @@ def test_a_repeated_take_gets_the_same(server: Server) -> None:
     assert do(3, 2) == do(4, 2) == []
     assert do(5, 9)[1::2] == [b"a", b"b", b"f", b"g"]
     assert server.without_ttl(root) == []
+
+
+async def test_large_and_small_frames_keep_their_order_on_a_full_socket(server: Server) -> None:
+    """Frames of 1 MB and of a few bytes, published, posted and pushed in one turn, arrive whole and as sent."""
+    async with nodes(server, 2) as (a, b):
+        await b.transport.subscribe("room")
+        sent, calls = [], []
+        for number in range(20):
+            frame = b"%03d" % number + bytes(1 << 20 if number % 3 == 0 else 10)
+            sent.append(frame)
+            if number % 2:
+                calls.append(a.transport.post(b.name, "c!1", frame, 100, TTL))
+            else:
+                calls.append(a.transport.publish("room", frame, TTL))
+            calls.append(a.transport.push("jobs", frame, 100, TTL))
+        await asyncio.gather(*calls)
+        await eventually(lambda: len(b.frames) == 20)
+        assert b.frames == sent
+        async with asyncio.timeout(10):
+            assert [await b.transport.pull("jobs") for _ in range(20)] == sent

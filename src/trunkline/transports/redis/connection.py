@@ -148,6 +148,9 @@ class Connection(asyncio.Protocol):
         self._requests: deque[Request] = deque()
         self._replies: list[Any] = []
         self._unsent: list[bytes] = []
+        #: What waits in front of that for the socket: parts of large commands, and what follows them.
+        self._backlog: deque[bytes] = deque()
+        self._paused = False
         #: Requests come one at a time, as far as the last ones tell.
         self._alone = True
         self._heard = False
@@ -168,7 +171,7 @@ class Connection(asyncio.Protocol):
             self._requests.append(request)
             self._write_parts(data)
             return
-        at_once = self._alone and not self._requests and not self._unsent
+        at_once = self._alone and not (self._requests or self._unsent or self._backlog)
         self._requests.append(request)
         if at_once and self._transport is not None:
             self._transport.write(data)
@@ -197,14 +200,28 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or self.closed or not unsent:
             return
-        transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+        data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+        if self._backlog:
+            self._backlog.append(data)
+        else:
+            transport.write(data)
 
     def _write_parts(self, parts: list[bytes]) -> None:
         self._flush()  # what was sent before
-        transport = self._transport
-        if transport is not None:
-            for part in parts:
-                transport.write(part)
+        self._backlog += parts
+        self._drain()
+
+    def _drain(self) -> None:
+        # A transport that cannot send at once copies all it is given, so it is given one part at a time.
+        while self._backlog and not self._paused and self._transport is not None:
+            self._transport.write(self._backlog.popleft())
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._drain()
 
     @property
     def idle(self) -> bool:
@@ -278,6 +295,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         self.closed = True
         self._transport = None
+        self._backlog.clear()
         error = unavailable(
             self._host, self._trouble or exc or ConnectionResetError("the server closed the connection")
         )
@@ -290,6 +308,7 @@ class Connection(asyncio.Protocol):
         """Let go of the socket without a word, for a forked child or a closed loop."""
         transport, self._transport, self.closed = self._transport, None, True
         self._requests.clear()
+        self._backlog.clear()
         self._on_lost = _ignore
         sock = transport.get_extra_info("socket") if transport is not None else None
         if sock is None or sock.fileno() < 0:
