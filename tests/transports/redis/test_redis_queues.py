@@ -202,3 +202,24 @@ async def test_large_and_small_frames_keep_their_order_on_a_full_socket(server: 
         assert b.frames == sent
         async with asyncio.timeout(10):
             assert [await b.transport.pull("jobs") for _ in range(20)] == sent
+
+
+async def test_a_wake_that_overtakes_its_answer_is_heeded(server: Server) -> None:
+    """The answer that lists the reader as idle comes after the wake by the next push: the reader asks again."""
+    async with nodes(server, 2) as (a, b):
+        await push(a, 0, 4)
+        assert [await b.transport.pull("jobs") for _ in range(3)] == numbers(0, 3)
+        link = b.transport._links[0]
+        line = link.readers._lines["jobs"]
+        commands = link._connections[0]._transport
+        assert commands is not None
+        commands.pause_reading()
+        pull = asyncio.create_task(b.transport.pull("jobs"))
+        before = server.command_counts()["evalsha"]
+        await eventually(lambda: server.command_counts()["evalsha"] > before)
+        await push(a, 4, 1)
+        await eventually(lambda: line._woken)
+        commands.resume_reading()
+        async with asyncio.timeout(5):
+            assert await pull == b"003"
+            assert await b.transport.pull("jobs") == b"004"

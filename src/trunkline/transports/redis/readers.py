@@ -119,8 +119,10 @@ class _Line:
     def give(self, frames: list[_Given], count: int) -> None:
         """Take the answer: those who wait first, the rest stays in the hand for a moment."""
         self._take = None
-        self._listed = len(frames) < count
-        self._woken = self._woken and self._listed  # a wake from before is used up: who takes passes it on
+        listed = len(frames) < count
+        # A wake from before we asked is used up: who takes passes it on. One that overtook this answer is not.
+        self._woken = self._woken and listed
+        self._listed = listed and not self._woken
         self._given, self._given_at = len(frames), time.monotonic()
         waited = bool(self._waiting)
         for given in frames:
@@ -154,7 +156,7 @@ class _Line:
     # -- giving back
 
     def _bound(self) -> None:
-        if not (self._hand or self._listed):
+        if not (self._hand or self._listed or self._woken):
             return
         size = sum(len(frame) for _, frame in self._hand)
         if size > _MOST_BYTES:
