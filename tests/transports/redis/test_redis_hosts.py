@@ -41,9 +41,7 @@ from trunkline.transports.redis.topology import PARTITIONS, TAGS, Names, owners,
                 "master_name": "m",
                 "sentinel_kwargs": {"password": "x"},
             },
-            Host(
-                sentinels=(Host("a", 26379, password="x"), Host("b", 26379, password="x")), master_name="m"
-            ),
+            Host(sentinels=(Host("a", 26379, password="x"), Host("b", 26379, password="x")), master_name="m"),
         ),
     ],
 )
