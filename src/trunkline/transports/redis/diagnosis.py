@@ -98,6 +98,12 @@ def _tls(host: Host, cause: BaseException) -> tuple[str, str]:
 
 
 def _ended(host: Host, cause: BaseException) -> tuple[str, str]:
+    if host.ssl and not host.ssl_certfile:
+        # TLS 1.3 lets us finish before the server has looked for our certificate, so its reason may be lost.
+        return (
+            "it ends the connection at once; it may want a certificate from us, or not speak TLS on this port",
+            "rediss://…?ssl_certfile=/path/me.pem&ssl_keyfile=/path/me.key, or try redis://",
+        )
     if host.ssl:
         return "it ends the connection at once; it may not speak TLS on this port", "try redis://"
     return "it ends the connection at once; it may speak TLS only", "try rediss://"
