@@ -27,7 +27,8 @@ Message = dict[str, Any]
 #: What a frame is for: the members of a group, one channel, or the layer of another node.
 GROUP, CHANNEL, CONTROL = 1, 2, 3
 
-_MAGIC = 0xA7
+#: The first byte says whether the body is encrypted: the decoder would take one ciphertext in 256 for an empty dict.
+_PLAIN, _SEALED = 0xA7, 0xA8
 _header = struct.Struct("<BBdB")
 _NONCE = 12
 
@@ -102,7 +103,7 @@ class Seal:
         self.frame: Callable[[int, float, str, bytes], bytes] = self._sealed if self._ciphers else _frame
 
     def _sealed(self, kind: int, expires: float, address: str, body: bytes) -> bytes:
-        head = _frame(kind, expires, address, b"")
+        head = bytes([_SEALED]) + _frame(kind, expires, address, b"")[1:]
         nonce = os.urandom(_NONCE)
         return head + nonce + self._ciphers[0].encrypt(nonce, body, head)
 
@@ -115,21 +116,25 @@ class Seal:
         try:
             magic, kind, expires, length = _header.unpack_from(frame)
             end = 11 + length
-            if magic != _MAGIC or len(frame) < end:
+            if magic not in (_PLAIN, _SEALED) or len(frame) < end:
                 raise FrameError("not a frame of this version of Trunkline")
             address = frame[11:end].decode("ascii")
         except (struct.error, UnicodeDecodeError):
             raise FrameError("not a frame of this version of Trunkline") from None
         body = frame[end:]
-        if self._ciphers:
+        if self._ciphers or magic == _SEALED:
             try:
-                body = self._decrypt(frame[:end], body)
+                body = self._decrypt(magic, frame[:end], body)
             except FrameError as error:
                 error.channel = address if kind == CHANNEL else None
                 raise
         return Envelope(kind, expires, address, body)
 
-    def _decrypt(self, head: bytes, sealed: bytes) -> bytes:
+    def _decrypt(self, magic: int, head: bytes, sealed: bytes) -> bytes:
+        if not self._ciphers:
+            raise FrameError("it is encrypted, and this layer has no symmetric_encryption_keys")
+        if magic != _SEALED:
+            raise FrameError("it is not encrypted, and this layer has symmetric_encryption_keys")
         from cryptography.exceptions import InvalidTag
 
         for cipher in self._ciphers:
@@ -141,4 +146,4 @@ class Seal:
 
 
 def _frame(kind: int, expires: float, address: str, body: bytes) -> bytes:
-    return _header.pack(_MAGIC, kind, expires, len(address)) + address.encode("ascii") + body
+    return _header.pack(_PLAIN, kind, expires, len(address)) + address.encode("ascii") + body

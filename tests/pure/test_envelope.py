@@ -71,8 +71,16 @@ def test_key_rotation() -> None:
     assert new.open(both.frame(GROUP, 1.0, "g", b"\x80")).body == b"\x80"
     with pytest.raises(FrameError, match="no key"):
         new.open(old.frame(GROUP, 1.0, "g", b"\x80"))
-    with pytest.raises(FrameError, match="no key"):
+    with pytest.raises(FrameError, match="it is not encrypted"):
         new.open(Seal().frame(GROUP, 1.0, "g", b"\x80"))
+
+
+def test_without_a_key_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer without keys never takes a ciphertext for a message, whatever its bytes happen to be."""
+    monkeypatch.setattr(envelope.os, "urandom", lambda size: b"\x80" * size)  # msgpack for an empty dict
+    with pytest.raises(FrameError, match="no symmetric_encryption_keys") as caught:
+        Seal().open(Seal(["secret"]).frame(CHANNEL, 1.0, "some.channel", b"\x80"))
+    assert caught.value.channel == "some.channel"
 
 
 class Colour(enum.Enum):
