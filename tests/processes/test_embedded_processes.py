@@ -186,9 +186,14 @@ def test_an_idle_process_sleeps(start: Start) -> None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / ticks
 
-    before = [used(each.pid) for each in pair]
-    time.sleep(4)  # the measurement itself
-    assert all(used(each.pid) - earlier <= 0.02 for each, earlier in zip(pair, before, strict=True))
+    rounds = []
+    for _ in range(4):  # what idling costs shows in every round, a busy machine's accounting only in some
+        before = [used(each.pid) for each in pair]
+        time.sleep(4)  # the measurement itself
+        rounds.append(max(used(each.pid) - earlier for each, earlier in zip(pair, before, strict=True)))
+        if rounds[-1] <= 0.02:
+            return
+    raise AssertionError(f"CPU seconds in 4 s of idling: {rounds}")
 
 
 _FORK = """

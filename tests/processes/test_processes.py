@@ -179,6 +179,9 @@ def test_many_threads(url: str, start: Start) -> None:
         thread.join()
     assert sorted(reader.heard(channel, 201)) == list(range(-1, 200))
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
+    deadline = time.monotonic() + 10  # the loops' own threads may still be ending
+    while threading.active_count() > running and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert threading.active_count() <= running
     layer.sync.close()
 
