@@ -50,7 +50,6 @@ class Mailbox:
         "channel",
         "direct",
         "groups",
-        "missed",
         "parcels",
         "released",
         "waiters",
@@ -64,7 +63,6 @@ class Mailbox:
         self.direct = 0
         #: Posted parcels that left since the transport was last told.
         self.released = 0
-        self.missed = 0
         self.waiters: deque[Waiter] = deque()
         self.groups: set[str] = set()
         #: Its consumer wants to be told when messages to it were lost.
@@ -135,7 +133,6 @@ class Switchboard:
                 continue
             # The common case is decided here: a call for each member would be a third of what a delivery costs.
             if (len(box.parcels) >= box.capacity or self.waiting >= limit) and self._full(box, False, now):
-                box.missed += 1
                 missed(box)
                 continue
             box.parcels.append(entry)

@@ -41,7 +41,6 @@ class Model(RuleBasedStateMachine):
         self.waiting: dict[str, list[tuple[int, float, bool]]] = {"a": [], "b": [], "c": []}
         self.members: set[tuple[str, str]] = set()
         self.alive: dict[str, float] = {}
-        self.missed = 0
 
     def parcel(self) -> Parcel:
         self.number += 1
