@@ -178,11 +178,11 @@ def test_many_threads(url: str, start: Start) -> None:
     for thread in threads:
         thread.join()
     assert sorted(reader.heard(channel, 201)) == list(range(-1, 200))
-    assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
     deadline = time.monotonic() + 10  # the loops' own threads may still be ending
     while threading.active_count() > running and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= running
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
     layer.sync.close()
 
 

@@ -127,10 +127,13 @@ async def test_a_user_of_the_sentinels(watched: Watched) -> None:
     sentinel.call("ACL", "LOG", "RESET")
     login = {"username": "app", "password": "pw"}
     async with Follower(with_sentinels(watched, sentinel.port, sentinel_kwargs=login)):
-        await eventually(lambda: len(listeners(sentinel)) == 2)
-        clients = sentinel.call("CLIENT", "LIST").decode().splitlines()
-        mine = [client for client in clients if "user=app" in client]
-        assert any("sub=2" in client for client in mine), mine
+
+        def told() -> list[str]:
+            clients = sentinel.call("CLIENT", "LIST").decode().splitlines()
+            return [client for client in clients if "user=app" in client and "sub=2" in client]
+
+        await eventually(told)
+        assert len(listeners(sentinel)) == 2
     assert sentinel.call("ACL", "LOG") == []
 
 
