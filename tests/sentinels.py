@@ -108,6 +108,11 @@ class Watched:
             looks, talks = ("100", "100") if hurried else ("10000", "2000")
             sentinel.call("SENTINEL", "DEBUG", "INFO-PERIOD", looks, "PUBLISH-PERIOD", talks)
 
+    def patience(self, down_after: int) -> None:
+        """Change after how many milliseconds without an answer a server counts as down."""
+        for sentinel in self.sentinels:
+            sentinel.call("SENTINEL", "SET", self.name, "down-after-milliseconds", down_after)
+
     def _in_step(self, server: Server) -> bool:
         role = server.call("ROLE")
         return bool(role[0] == b"slave" and role[3] == b"connected")
