@@ -205,7 +205,7 @@ class _Item(NamedTuple):
 
 def _item(topic: _Topic, data: bytes) -> _Item:
     flags, sid, seq, prev, stamp, age = _unpack(data)
-    if flags & 0xF0 != _MARK:
+    if flags & ~(VOID | REPEATED) != _MARK:
         raise Foreign
     return _Item(topic, flags ^ _MARK, sid, seq, prev, stamp, age, data[HEADER_SIZE:])
 

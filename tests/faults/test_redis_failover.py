@@ -201,8 +201,8 @@ async def test_a_frozen_master_costs_nothing(watched: Watched) -> None:
 async def test_a_failover_by_hand_costs_nothing(
     watched: Watched, heard: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SENTINEL FAILOVER: the old master goes on answering for seconds. It is left at once, for the news or for the poll
-    alone, and what it took meanwhile is not lost."""
+    """SENTINEL FAILOVER: the old master goes on answering for seconds. It is left long before, for the news or for the
+    poll alone, and what it took meanwhile is not lost."""
     if heard == "news":
         monkeypatch.setattr(sentinel, "POLL", 1000.0)
     else:

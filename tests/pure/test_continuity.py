@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from trunkline.continuity import REPEATED, Outcome, Receiver, Sender, Sent
+import pytest
+
+from trunkline.continuity import REPEATED, VOID, Foreign, Outcome, Receiver, Sender, Sent
 
 ROOM, HALL = b"room", b"hall"
 
@@ -232,3 +234,19 @@ def test_silent_senders_are_forgotten_after_two_rotations() -> None:
     made.rotate()
     made.rotate()
     assert made.push(ROOM, one) == b"1"
+
+
+def test_only_a_mark_and_flags_that_are_known_make_a_frame():
+    """Of the 256 first bytes that junk may have, four are ours; all others are foreign wherever they turn up."""
+    frame = Line().frames(b"1")[0]
+    ours = {frame[0] | flags for flags in (0, VOID, REPEATED, VOID | REPEATED)}
+    for first in set(range(256)) - ours:
+        made, junk = receiver(), bytes([first]) + frame[1:]
+        with pytest.raises(Foreign):
+            made.push(ROOM, junk)
+        assert not made.audit(ROOM, (2000, 0), junk, 3000)
+        assert not made.recovering
+        made.interrupted(2000)
+        with pytest.raises(Foreign):
+            made.push(ROOM, junk)
+        assert read(made, [junk, frame]) == Outcome([(ROOM, b"1")], [], None)
