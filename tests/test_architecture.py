@@ -12,7 +12,7 @@ import pytest
 import trunkline
 
 ROOT = Path(trunkline.__file__).parent
-PURE = {"errors", "names", "codecs", "settings", "envelope", "switchboard", "continuity"}
+PURE = {"errors", "names", "codecs", "settings", "typed", "envelope", "switchboard", "continuity"}
 #: Standard library modules a pure room must not touch: time and the network come in as arguments.
 IMPURE = {"asyncio", "time", "socket", "random", "threading", "select", "ssl", "logging"}
 #: Rooms that see ChannelLayer only: never a transport, the node or the switchboard.
@@ -22,6 +22,7 @@ CORE = {
     "errors",
     "names",
     "settings",
+    "typed",
     "envelope",
     "switchboard",
     "continuity",
@@ -43,6 +44,8 @@ DRIVERS = {
     "click": "cli",
     "cryptography": "envelope",
     "ormsgpack": None,
+    "msgspec": "nowhere",
+    "pydantic": "nowhere",
 }
 
 
@@ -160,7 +163,8 @@ def test_exports_exist(name: str) -> None:
 def test_import_costs_nothing_extra() -> None:
     """`import trunkline` brings in no transport, no driver, no framework and no extra."""
     code = (
-        "import sys, trunkline; bad = {'click','cryptography','django','channels','hiredis','sqlite3','pytest','uvicorn'};"
+        "import sys, trunkline; bad = {'click','cryptography','django','channels','hiredis','sqlite3','pytest','uvicorn',"
+        "'msgspec','pydantic'};"
         "print(sorted(name for name in sys.modules if name.split('.')[0] in bad or 'trunkline.transports' in name))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,6 +8,7 @@ from .codecs import register_serializer
 from .errors import (
     ChannelFull,
     ConfigurationError,
+    InvalidEvent,
     InvalidMessage,
     InvalidName,
     LayerClosed,
@@ -27,6 +28,7 @@ __all__ = [
     "ChannelFull",
     "ChannelLayer",
     "ConfigurationError",
+    "InvalidEvent",
     "InvalidMessage",
     "InvalidName",
     "LayerClosed",

@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from . import typed
 from .codecs import MSGPACK, Codec
 from .errors import ConfigurationError, MessageTooLarge
 
@@ -49,14 +50,14 @@ class Envelope(NamedTuple):
     body: bytes
 
 
-def encode(message: Mapping[str, Any], limit: int, codec: Codec = MSGPACK) -> bytes:
-    """Encode a message.
+def encode(message: typed.MessageLike, limit: int, codec: Codec = MSGPACK) -> bytes:
+    """Encode a message, a dict or a typed object.
 
     Raises:
-        InvalidMessage: Not a dict, or a value in it cannot travel; names its path.
+        InvalidMessage: Neither, or a value in it cannot travel; names its path.
         MessageTooLarge: More than ``limit`` bytes.
     """
-    body = codec.encode(message)
+    body = codec.encode(message if type(message) is dict else typed.plain(message))
     if len(body) > limit:
         raise MessageTooLarge(
             f"the message takes {len(body):,} bytes; max_message_size is {limit:,}. "

@@ -6,6 +6,7 @@
     ├── UsageError                 the caller's mistake: mend the call
     │   ├── InvalidName            also TypeError: a channel, group or prefix breaks the naming rules
     │   ├── InvalidMessage         also TypeError: not a dict, or a value in it cannot travel
+    │   ├── InvalidEvent           also ValueError: an event is not what its handler's annotation says
     │   ├── ConfigurationError     also ValueError: a setting is unknown, mistyped or out of range
     │   ├── NotOwner               also ValueError: receive() on a channel of another process
     │   └── consumers.NoHandler    also ValueError: an event's type names no method of its consumer
@@ -29,6 +30,7 @@ from typing import Any, Self
 __all__ = [
     "ChannelFull",
     "ConfigurationError",
+    "InvalidEvent",
     "InvalidMessage",
     "InvalidName",
     "LayerClosed",
@@ -58,6 +60,20 @@ class InvalidName(UsageError, TypeError):
 
 class InvalidMessage(UsageError, TypeError):
     """The message is not a dict, or holds a value that cannot travel."""
+
+
+class InvalidEvent(UsageError, ValueError):
+    """An event is not what the annotation of its handler says.
+
+    Attributes:
+        field: Which part of it, for example ``ChatMessage.user.id``.
+        event: The event as it came.
+    """
+
+    def __init__(self, text: str, field: str = "", event: Any = None) -> None:
+        super().__init__(text)
+        self.field = field
+        self.event = event
 
 
 class ConfigurationError(UsageError, ValueError):

@@ -13,9 +13,9 @@ import functools
 import inspect
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from asgiref.sync import AsyncToSync
 
@@ -28,6 +28,7 @@ from .settings import Options, Settings
 from .stats import Stats
 from .sync import Elsewhere, SyncLayer, background_loop
 from .transport import Finding, Transport
+from .typed import MessageLike
 
 __all__ = ["ChannelLayer", "Options"]
 
@@ -81,8 +82,8 @@ class ChannelLayer:
 
     # Channels
 
-    async def send(self, channel: str, message: Mapping[str, Any]) -> None:
-        """Send a message to one channel.
+    async def send(self, channel: str, message: MessageLike) -> None:
+        """Send a message to one channel: a dict, or a dataclass, msgspec Struct or pydantic model that says its ``type``.
 
         Delivery: at most once. It is kept for ``expiry`` seconds; to a specific channel whose process is gone it is dropped
         and counted.
@@ -90,7 +91,7 @@ class ChannelLayer:
 
         Raises:
             InvalidName: The name breaks the naming rules.
-            InvalidMessage: Not a dict, or a value in it cannot travel.
+            InvalidMessage: Not a dict nor a typed object, or a value in it cannot travel.
             MessageTooLarge: It is above ``max_message_size`` bytes.
             ChannelFull: As many messages wait there as its capacity allows.
             TransportUnavailable: Nothing was sent; safe to retry, except where the text says that it was on its way
@@ -183,7 +184,7 @@ class ChannelLayer:
         node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
         await node.group_discard(group, channel)
 
-    async def group_send(self, group: str, message: Mapping[str, Any]) -> None:
+    async def group_send(self, group: str, message: MessageLike) -> None:
         """Send a message to every member of a group, wherever it is. One publish, however many members.
 
         Delivery: at most once to each member. A member whose channel is full misses it, which is counted and logged.
@@ -191,7 +192,7 @@ class ChannelLayer:
 
         Raises:
             InvalidName: The name breaks the naming rules.
-            InvalidMessage: Not a dict, or a value in it cannot travel.
+            InvalidMessage: Not a dict nor a typed object, or a value in it cannot travel.
             MessageTooLarge: It is above ``max_message_size`` bytes.
             TransportUnavailable: Nothing was sent; safe to retry, except where the text says that it was on its way
                 and may have arrived.
@@ -252,6 +253,10 @@ class ChannelLayer:
     def stats(self) -> Stats:
         """Counters of this process since the layer was made."""
         return sum((node.counted() for node in self._nodes.values()), self._past)
+
+    def count_invalid(self) -> None:
+        """Count an event that was not what its handler's annotation says. Consumers call it."""
+        self._past = self._past + Stats(invalid=1)
 
     # Nodes
 

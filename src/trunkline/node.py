@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 from . import names
@@ -25,6 +25,7 @@ from .settings import Settings
 from .stats import Stats
 from .switchboard import Mailbox, Parcel, Switchboard, Waiter
 from .transport import Transport
+from .typed import MessageLike
 
 __all__ = ["Node"]
 
@@ -133,7 +134,7 @@ class Node:
 
     # 1. Envelope
 
-    async def send(self, channel: str, message: Mapping[str, Any]) -> None:
+    async def send(self, channel: str, message: MessageLike) -> None:
         """See ``ChannelLayer.send``."""
         owner = names.channel(channel).node
         body = encode(message, self._settings.max_message_size, self._settings.codec)
@@ -154,7 +155,7 @@ class Node:
             self.stats.refused += 1
             raise
 
-    async def group_send(self, group: str, message: Mapping[str, Any]) -> None:
+    async def group_send(self, group: str, message: MessageLike) -> None:
         """See ``ChannelLayer.group_send``."""
         names.group(group)
         body = encode(message, self._settings.max_message_size, self._settings.codec)

@@ -27,6 +27,8 @@ class Stats:
     gone: int = 0
     #: Frames that could not be opened.
     unreadable: int = 0
+    #: Events that were not what their handler's annotation says.
+    invalid: int = 0
     #: Times the transport told that frames were lost.
     gaps: int = 0
 

@@ -12,11 +12,12 @@ import concurrent.futures
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .envelope import Message
 from .errors import LayerClosed
+from .typed import MessageLike
 
 if TYPE_CHECKING:
     from .layer import ChannelLayer
@@ -76,7 +77,7 @@ class Elsewhere:
     async def _hop(self, work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._home))
 
-    async def send(self, channel: str, message: Mapping[str, Any]) -> None:
+    async def send(self, channel: str, message: MessageLike) -> None:
         await self._hop(self._layer.send(channel, message))
 
     async def new_channel(self, prefix: str) -> str:
@@ -94,7 +95,7 @@ class Elsewhere:
     async def group_discard(self, group: str, channel: str) -> None:
         await self._hop(self._layer.group_discard(group, channel))
 
-    async def group_send(self, group: str, message: Mapping[str, Any]) -> None:
+    async def group_send(self, group: str, message: MessageLike) -> None:
         await self._hop(self._layer.group_send(group, message))
 
     async def flush(self) -> None:
@@ -174,7 +175,7 @@ class SyncLayer:
         except concurrent.futures.CancelledError:
             raise LayerClosed from None
 
-    def send(self, channel: str, message: Mapping[str, Any]) -> None:
+    def send(self, channel: str, message: MessageLike) -> None:
         """See ``ChannelLayer.send``."""
         self._call(self._layer.send, channel, message)
 
@@ -202,7 +203,7 @@ class SyncLayer:
         """See ``ChannelLayer.group_discard``."""
         self._call(self._layer.group_discard, group, channel)
 
-    def group_send(self, group: str, message: Mapping[str, Any]) -> None:
+    def group_send(self, group: str, message: MessageLike) -> None:
         """See ``ChannelLayer.group_send``."""
         self._call(self._layer.group_send, group, message)
 

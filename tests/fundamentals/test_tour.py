@@ -3,8 +3,9 @@
 import asyncio
 import inspect
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -158,6 +159,31 @@ def test_a_handler_of_the_wrong_colour() -> None:
 
         class AlsoWrong(JsonWebsocketConsumer):
             async def chat_message(self, event: Message) -> None: ...
+
+
+@dataclass
+class Announcement:
+    text: str
+    type: Literal["announcement"] = "announcement"
+
+
+async def test_typed_events(channel_layer: InMemoryChannelLayer, caplog: pytest.LogCaptureFixture) -> None:
+    """A handler's annotation says what it gets; what is no such thing is told, and costs nobody the connection."""
+
+    class Board(AsyncJsonWebsocketConsumer):
+        groups = ["board"]
+
+        async def announcement(self, event: Announcement) -> None:
+            await self.send_json({"announced": event.text})
+
+    async with WebsocketCommunicator(Board.as_asgi(), "/ws/") as alice:
+        await alice.connect()
+
+        await channel_layer.group_send("board", {"type": "announcement", "text": 7})
+        await channel_layer.group_send("board", Announcement("lunch"))
+
+        assert await alice.receive_json_from() == {"announced": "lunch"}
+    assert "Announcement.text: expected str, got int 7" in caplog.text
 
 
 # 7. Work that takes long goes to a worker.

@@ -25,8 +25,9 @@ from typing import Any, ClassVar, TypeAlias
 from asgiref.sync import async_to_sync, sync_to_async
 
 from .. import opening
-from ..errors import UsageError
-from . import colour
+from ..errors import InvalidEvent, UsageError
+from ..typed import Convert
+from . import annotated, colour
 
 __all__ = [
     "AcceptConnection",
@@ -49,7 +50,7 @@ Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: Makers of context managers; each is entered around every handler of a sync consumer, in the handler's thread.
 around_sync_handlers: list[Callable[[], AbstractContextManager[object]]] = []
 
-_NOT_HANDLERS = frozenset({"as_asgi", "base_send", "dispatch"})
+_NOT_HANDLERS = frozenset({"as_asgi", "base_send", "dispatch", "on_invalid_event"})
 
 
 class StopConsumer(Exception):
@@ -108,6 +109,8 @@ class _Consumer:
     scope: Scope
 
     _asynchronous: ClassVar[bool]
+    #: Handlers whose annotation names a type, and what makes an object of that type of an event.
+    _converters: ClassVar[dict[str, Convert]] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Accept whatever ``as_asgi`` was given; subclasses take what they need."""
@@ -116,6 +119,7 @@ class _Consumer:
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "_asynchronous"):
             colour.check(cls, cls._asynchronous)
+            cls._converters = annotated.converters(cls)
 
     @classmethod
     def as_asgi(cls, **initkwargs: Any) -> Application:
@@ -136,6 +140,7 @@ class _Consumer:
         self._joined: list[str] = []
         self._handling: str | None = None
         self._client_gone: OSError | None = None
+        self._client_receive = receive
         self._bind_send()
         try:
             if self.channel_layer is None:
@@ -150,7 +155,7 @@ class _Consumer:
         except signals(StopConsumer):
             pass
         except Exception:
-            if scope.get("type") == "channel":  # the worker logs it, with the name of the channel
+            if self._works:  # the worker logs it, with the name of the channel
                 raise
             doing = f"handling {self._handling!r}" if self._handling else "waiting for events"
             where = f"{scope.get('type')} {scope.get('path') or scope.get('channel') or ''}".rstrip()
@@ -192,6 +197,10 @@ class _Consumer:
                 # The client left while the handler was sending to it: the server reports that next, and
                 # the handler of that event must still run.
                 logger.info("%s: the client was gone while handling %r", type(self).__name__, self._handling)
+            except InvalidEvent as error:
+                if error.event is not event:
+                    raise
+                await self._refuse(error, source)
             self._handling = None
             # Not in a `finally`: after an error this consumer is ending, and must not handle another event.
             turn.give_back()
@@ -201,8 +210,38 @@ class _Consumer:
 
         Raises:
             NoHandler: The type is missing, private, or names no method.
+            InvalidEvent: It is not what the annotation of its handler says.
         """
         raise NotImplementedError
+
+    async def _refuse(self, error: InvalidEvent, source: Receive) -> None:
+        """Say who sent what is not what its handler's annotation says, and go on; a worker decides for itself."""
+        from_client = source is self._client_receive
+        name = self._handling.replace(".", "_") if self._handling else "?"
+        whence = f"on channel {self.channel_name}"
+        if from_client:
+            whence = f"on channel {self.scope.get('channel')}" if self._works else "from the client"
+        error.args = (
+            f"{type(self).__name__}.{name} got an event of type {self._handling!r} {whence} that it does not take: "
+            f"{error}",
+        )
+        if callable(count := getattr(self.channel_layer, "count_invalid", None)):
+            count()
+        if from_client and self._works:
+            raise error
+        await self._tell(error)
+
+    @property
+    def _works(self) -> bool:
+        return self.scope.get("type") == "channel"
+
+    async def _tell(self, error: InvalidEvent) -> None:
+        raise NotImplementedError
+
+    def _typed(self, event: Event) -> Any:
+        """The event as its handler wants it."""
+        convert = self._converters.get(event["type"].replace(".", "_"))
+        return event if convert is None else convert(event)
 
     def _handler(self, event: Event) -> Callable[[Event], Any]:
         kind = event.get("type") if isinstance(event, MutableMapping) else None
@@ -224,8 +263,8 @@ class _Consumer:
             )
         return handler  # type: ignore[no-any-return]
 
-    def _wrong_colour(self, event: Event) -> TypeError:
-        kind = event["type"]
+    def _wrong_colour(self) -> TypeError:
+        kind = self._handling or ""
         name = kind.replace(".", "_")
         tree = self._asynchronous
         return colour.complaint(type(self).__name__, name, tree, tree, f"it handles {kind!r}")
@@ -275,14 +314,22 @@ class AsyncConsumer(_Consumer):
     base_send: Send
 
     async def dispatch(self, message: Event) -> None:
-        result = self._handler(message)(message)
+        handler = self._handler(message)
+        result = handler(self._typed(message) if self._converters else message)
         if not inspect.isawaitable(result):
-            raise self._wrong_colour(message)
+            raise self._wrong_colour()
         await result
+
+    async def on_invalid_event(self, error: InvalidEvent) -> None:
+        """Called with what was sent to a handler and is not what its annotation says. Unless overridden, logs it."""
+        logger.error("%s", error)
 
     async def send(self, message: Event) -> None:
         """Send one ASGI event to the client."""
         await self.base_send(message)
+
+    async def _tell(self, error: InvalidEvent) -> None:
+        await self.on_invalid_event(error)
 
     def _bind_send(self) -> None:
         self.base_send = self._send
@@ -295,24 +342,32 @@ class SyncConsumer(_Consumer):
     base_send: Callable[[Event], None]
 
     async def dispatch(self, message: Event) -> None:
-        await self._in_thread(self._handler(message), message)
+        handler = self._handler(message)
+        await self._in_thread(handler, self._typed(message) if self._converters else message)
+
+    def on_invalid_event(self, error: InvalidEvent) -> None:
+        """Called with what was sent to a handler and is not what its annotation says. Unless overridden, logs it."""
+        logger.error("%s", error)
 
     def send(self, message: Event) -> None:
         """Send one ASGI event to the client."""
         self.base_send(message)
 
+    async def _tell(self, error: InvalidEvent) -> None:
+        await self._in_thread(self.on_invalid_event, error)
+
     def _bind_send(self) -> None:
         self.base_send = async_to_sync(self._send)
 
     @sync_to_async
-    def _in_thread(self, handler: Callable[[Event], Any], message: Event) -> None:
+    def _in_thread(self, handler: Callable[[Any], Any], message: Any) -> None:
         with ExitStack() as around:
             for make in around_sync_handlers:
                 around.enter_context(make())
             result = handler(message)
         if inspect.iscoroutine(result):
             result.close()
-            raise self._wrong_colour(message)
+            raise self._wrong_colour()
 
 
 def _weightiest(failures: Sequence[BaseException]) -> BaseException:
