@@ -30,6 +30,7 @@ CORE = {
     "node",
     "requests",
     "stats",
+    "inspection",
     "layer",
     "sync",
     "logs",

@@ -159,6 +159,11 @@ class Sender(Generic[_S]):
         """Whether something is not answered yet."""
         return bool(self._unanswered)
 
+    @property
+    def pending(self) -> int:
+        """How many are not answered yet."""
+        return len(self._unanswered)
+
     def unanswered(self) -> list[_S]:
         """What must be sent again on a new connection, in this order, before anything new."""
         again = [sent for sent in self._unanswered if not sent.done]

@@ -13,18 +13,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
+import sys
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 from . import names
 from .envelope import CHANNEL, CONTROL, GROUP, Envelope, FrameError, Message, Seal, decode, encode
 from .errors import ChannelFull, LayerClosed, NotOwner, TransportUnavailable
+from .inspection import fill, label
 from .logs import RateLimited, logger
 from .requests import Requests
 from .settings import Settings
-from .stats import Stats
+from .stats import Health, Report, Stats, judge
 from .switchboard import Mailbox, Parcel, Switchboard, Waiter
-from .transport import Transport
+from .transport import Server, Transport
 from .typed import MessageLike
 
 __all__ = ["Node"]
@@ -62,8 +67,18 @@ class Node:
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._requests = Requests(
-            self.name, seal, settings, transport, spawn=self._spawn, change=self._asked, flush=self._clear
+            self.name,
+            seal,
+            settings,
+            transport,
+            spawn=self._spawn,
+            change=self._asked,
+            flush=self._clear,
+            report=lambda: self.report().asdict(),
         )
+        self._opened = time.time()
+        self._state = "ok"
+        self._since = self._opened
         self._pause = min(_SWEEP, settings.expiry / 4)
         self._timer: asyncio.TimerHandle | None = None
         self._farewell: AsyncGenerator[None, None] | None = None
@@ -152,7 +167,7 @@ class Node:
             elif not await self._transport.post(owner, channel, frame, capacity, self._settings.expiry):
                 self._gone(channel)
         except ChannelFull:
-            self.stats.refused += 1
+            self._refused(channel)
             raise
 
     async def group_send(self, group: str, message: MessageLike) -> None:
@@ -227,7 +242,7 @@ class Node:
             raise
         accepted, waiter = self._board.put(channel, parcel, self._now())
         if not accepted:
-            self.stats.refused += 1
+            self._refused(channel)
             raise ChannelFull(f"{channel} holds {self._settings.capacity_of(channel)} messages, its capacity")
         self.stats.delivered += 1
         if waiter is not None:
@@ -419,14 +434,20 @@ class Node:
             self._report(box)
         for group in emptied:
             self._spawn(self._settle(group))
+        self.health()  # so that ``since`` is right, whenever it is asked for
         self._timer = self.loop.call_later(self._pause, self._sweep)
 
     def _report(self, box: Mailbox) -> None:
         self._transport.taken(box.channel, box.released)
         box.released = 0
 
+    def _refused(self, channel: str) -> None:
+        self.stats.refused += 1
+        self.stats.pattern(label(channel, self._settings)).refused += 1
+
     def _missed(self, channel: str, group: str) -> None:
         self.stats.missed += 1
+        self.stats.pattern(label(channel, self._settings)).missed += 1
         if self._board.waiting >= self._settings.process_capacity:
             text = "%s missed a message to group %s: this process holds %d messages, its process_capacity"
             self._log.warning("missed", text, channel, group, self._board.waiting)
@@ -447,6 +468,48 @@ class Node:
         self.stats.expired += self._board.expired
         self._board.expired = 0
         return self.stats
+
+    # Seeing inside
+
+    def snapshot(self) -> Stats:
+        """The counters, and what there is at this moment."""
+        stats = self.counted().copy()
+        fill(stats, self._board, self._settings, self._now() if self._board.boxes else 0.0)
+        stats.subscriptions = len(self._subscribed)
+        stats.outbox = sum(server.outbox for server in self.servers())
+        return stats
+
+    def servers(self) -> list[Server]:
+        """What the transport is linked to."""
+        return self._transport.servers()
+
+    def health(self) -> Health:
+        """Whether this node works."""
+        full = ""
+        if self._board.waiting >= self._settings.process_capacity:
+            full = f"{self._board.waiting} messages wait in this process, its process_capacity"
+        health = judge(self.servers(), full)
+        if health.state != self._state:
+            silent = max((server.silent or 0.0 for server in health.servers), default=0.0)
+            self._state, self._since = health.state, time.time() - (silent if health.state == "down" else 0.0)
+        health.since = self._since
+        return health
+
+    def report(self) -> Report:
+        """What it tells whoever asks all nodes."""
+        program = os.path.basename(sys.argv[0]) if sys.argv else ""
+        host = socket.gethostname()
+        return Report(self.name, host, os.getpid(), program, self._opened, self.snapshot(), self.health())
+
+    async def survey(self, seconds: float) -> list[Report]:
+        """See ``ChannelLayer.survey``."""
+        found = []
+        for content in await self._requests.ask_all(seconds):
+            try:
+                found.append(Report.of(content))
+            except (KeyError, TypeError, ValueError) as error:
+                self._log.warning("report", "a report of another node cannot be read: %r", error)
+        return found
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self.loop.create_task(work)

@@ -1,4 +1,4 @@
-"""What one node's layer asks of another's: to change a membership, and to forget everything.
+"""What one node's layer asks of another's: to change a membership, to forget everything, to say how it does.
 
 Requests travel as frames of kind CONTROL, always in msgpack, under the same encryption as messages.
 """
@@ -6,6 +6,7 @@ Requests travel as frames of kind CONTROL, always in msgpack, under the same enc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -37,6 +38,7 @@ class Requests:
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         change: Callable[[str, str, str], Coroutine[Any, Any, None]],
         flush: Callable[[], None],
+        report: Callable[[], Message],
     ) -> None:
         self._node = node
         self._seal = seal
@@ -45,6 +47,8 @@ class Requests:
         self._spawn = spawn
         self._change = change
         self._flush = flush
+        self._report = report
+        self._answers: dict[int, list[Message]] = {}
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._last = 0
 
@@ -74,6 +78,23 @@ class Requests:
             del self._waiting[number]
         return True
 
+    async def ask_all(self, seconds: float) -> list[Message]:
+        """Have every node, this one too, report on itself; what has come after so many seconds.
+
+        Raises:
+            TransportUnavailable: Nobody was asked.
+        """
+        self._last += 1
+        number = self._last
+        answers = self._answers[number] = []
+        request = {"op": "report", "from": self._node, "number": number}
+        try:
+            await self._transport.publish(names.ALL_NODES, self._frame(request), max(seconds, 1.0))
+            await asyncio.sleep(seconds)
+        finally:
+            del self._answers[number]
+        return answers
+
     async def tell_all_to_flush(self) -> None:
         """Have every other node forget what waits there."""
         expiry = self._settings.expiry
@@ -94,6 +115,12 @@ class Requests:
             waiting = self._waiting.get(content.get("number", 0))
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
+        elif op == "report":
+            self._spawn(self._answer(content))
+        elif op == "reported":
+            answers = self._answers.get(content.get("number", 0))
+            if answers is not None:
+                answers.append(content.get("report", {}))
         elif op == "flush":
             if content.get("from") != self._node:
                 self._flush()
@@ -107,6 +134,13 @@ class Requests:
         except (TransportUnavailable, LayerClosed) as error:
             # Not answered: whoever asked waits in vain, and gets the error that it would get anyway.
             logger.warning("could not %s %s: %s", content["op"], content["group"], error)
+
+    async def _answer(self, content: Message) -> None:
+        answer = {"op": "reported", "number": content["number"], "report": self._report()}
+        with contextlib.suppress(
+            TransportUnavailable, LayerClosed
+        ):  # then it is missed, which is a report too
+            await self._post(content["from"], answer)
 
     async def _post(self, node: str, content: Message) -> bool:
         return await self._transport.post(node, _ADDRESS, self._frame(content), None, self._settings.expiry)

@@ -58,6 +58,8 @@ class Settings:
     codec: Codec = field(init=False)
     #: ``channel_capacity`` compiled, in order.
     compiled: list[tuple[re.Pattern[str], int]] = field(init=False, default_factory=list)
+    #: The patterns as they were written, in the same order.
+    globs: list[str] = field(init=False, default_factory=list)
     _cache: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -103,6 +105,7 @@ class Settings:
                 raise ConfigurationError(
                     f"channel_capacity: {pattern!r} is neither a glob nor a compiled regex"
                 )
+            self.globs.append(pattern if isinstance(pattern, str) else pattern.pattern)
 
     def capacity_of(self, channel: str) -> int:
         """Messages that may wait on this channel."""

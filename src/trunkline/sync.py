@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .envelope import Message
 from .errors import LayerClosed
+from .stats import Report
 from .typed import MessageLike
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ class Elsewhere:
 
     async def flush(self) -> None:
         await self._hop(self._layer.flush())
+
+    async def survey(self, seconds: float) -> list[Report]:
+        return await self._hop(self._layer.survey(seconds))
 
     async def receive(self, channel: str) -> Message:
         """Receive in the other loop. A message taken there for a caller that is gone by then is put back."""
@@ -210,6 +214,10 @@ class SyncLayer:
     def flush(self) -> None:
         """See ``ChannelLayer.flush``."""
         self._call(self._layer.flush)
+
+    def survey(self, seconds: float = 0.5) -> list[Report]:
+        """See ``ChannelLayer.survey``."""
+        return self._call(self._layer.survey, seconds)
 
     def close(self) -> None:
         """See ``ChannelLayer.close``."""

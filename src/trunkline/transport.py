@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from .settings import shown_url
 
-__all__ = ["Arrivals", "Finding", "Transport"]
+__all__ = ["Arrivals", "Finding", "Server", "Transport"]
 
 
 class Finding(NamedTuple):
@@ -34,6 +34,20 @@ class Finding(NamedTuple):
     what: str
     #: What to do about it; empty when it is fine.
     fix: str = ""
+
+
+class Server(NamedTuple):
+    """One thing that an open transport is linked to, as it knows without asking: a server, or a folder."""
+
+    #: What people call it, without secrets.
+    name: str
+    up: bool
+    #: Seconds since its last sign of life; None: there was none yet.
+    silent: float | None = 0.0
+    #: What is wrong with it, if anything.
+    trouble: str = ""
+    #: Operations that wait to be sent to it, or for its answer.
+    outbox: int = 0
 
 
 class Arrivals(Protocol):
@@ -86,6 +100,10 @@ class Transport(ABC):
 
         Called in a forked child, which must not speak for its parent, and when the event loop is already closed.
         """
+
+    def servers(self) -> list[Server]:
+        """What it is linked to, and how that does. No I/O: for ``layer.health()``, asked at any time, by any thread."""
+        return []
 
     @abstractmethod
     def now(self) -> float:

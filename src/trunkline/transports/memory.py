@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from ..errors import ChannelFull, ConfigurationError, LayerClosed, TransportUnavailable
-from ..transport import Arrivals, Transport
+from ..transport import Arrivals, Server, Transport
 
 __all__ = ["MemoryTransport"]
 
@@ -124,6 +124,9 @@ class MemoryTransport(Transport):
             marker = f".{self._node}!"
             for channel in [channel for channel in hub.depths if marker in channel]:
                 del hub.depths[channel]
+
+    def servers(self) -> list[Server]:
+        return [Server("memory", self._arrivals is not None)]
 
     def now(self) -> float:
         return time.time()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 import weakref
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigurationError, TransportUnavailable
-from ...transport import Arrivals, Transport
+from ...transport import Arrivals, Server, Transport
 from .depths import Depths
 from .directory import default_root, prepare
 from .inbox import Inbox
@@ -75,6 +76,7 @@ class EmbeddedNode(Transport):
         self._inbox = Inbox(node, arrivals.deliver, self._depths)
         self._pulls = Pulls(self._loop, node, self._writer, self._wake)
         self._beats = 0
+        self._alive = time.monotonic()
         self._told = 0
         _open.add(self)
         until = self._loop.time() + _PATIENCE
@@ -130,6 +132,13 @@ class EmbeddedNode(Transport):
             self._store.abandon()
             self._store = None
         _open.discard(self)
+
+    def servers(self) -> list[Server]:
+        if self._arrivals is None:
+            return []
+        silent, outbox = time.monotonic() - self._alive, self._writer.waiting
+        trouble = "" if self._store is not None else self._writer.why
+        return [Server(str(self._root / self._prefix), not trouble, silent, trouble, outbox)]
 
     def _check_open(self) -> None:
         if self._arrivals is None:
@@ -310,6 +319,7 @@ class EmbeddedNode(Transport):
     def _look_around(self, store: Store) -> None:
         if store.changed():
             self._read()
+        self._alive = time.monotonic()
         if self._store is not store:
             return
         self._pulls.refresh(store)

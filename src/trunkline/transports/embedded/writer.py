@@ -87,6 +87,16 @@ class Writer:
                 job.error = TransportUnavailable(why)
                 job.settle()
 
+    @property
+    def why(self) -> str:
+        """Why there is no store."""
+        return self._why
+
+    @property
+    def waiting(self) -> int:
+        """Writes that are not committed."""
+        return len(self._jobs)
+
     async def write(self, work: Work) -> Any:
         """Run ``work`` in a transaction and return what its second half returns after the commit.
 

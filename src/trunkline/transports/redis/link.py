@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from ...continuity import Receiver, Sender
 from ...errors import ConfigurationError, TransportUnavailable
-from ...transport import Arrivals
+from ...transport import Arrivals, Server
 from .clock import Clock
 from .connection import Connection, ReplyError, connect, raise_refused, unavailable
 from .hosts import Host
@@ -151,6 +151,12 @@ class Link:
     def unavailable(self) -> TransportUnavailable:
         """Why it is not up."""
         return unavailable(self.host, self._trouble or "no answer yet")
+
+    def server(self) -> Server:
+        """How it does, as far as is known without asking."""
+        silent = self.clock.now() - self._beat_ms / 1000 if self._beat_ms else None
+        trouble = "" if self.up and self.outbox.flowing else self.outbox.trouble
+        return Server(self.host.address, self.up, silent, trouble, self.outbox.waiting)
 
     def abandon(self) -> None:
         """Let go of sockets without a word."""

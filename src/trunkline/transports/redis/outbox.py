@@ -279,6 +279,16 @@ class Outbox:
         self._waiting.clear()
 
     @property
+    def trouble(self) -> str:
+        """What keeps it from flowing."""
+        return str(self._trouble) or type(self._trouble).__name__
+
+    @property
+    def waiting(self) -> int:
+        """Operations that were not sent, or not answered."""
+        return len(self._waiting) + self.sender.pending
+
+    @property
     def busy(self) -> bool:
         """Whether something is not answered yet."""
         return bool(self._waiting or self._batches) or self.sender.busy

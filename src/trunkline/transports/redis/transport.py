@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from ...errors import ConfigurationError, LayerClosed, TransportUnavailable
 from ...settings import split_url
-from ...transport import Arrivals, Finding, Transport
+from ...transport import Arrivals, Finding, Server, Transport
 from .doctor import examine
 from .hosts import URL_KEYS, Host, parse_hosts
 from .inbox import pack_post
@@ -189,6 +189,9 @@ class RedisTransport(Transport):
         self._writes, self._reads = [], []
         for link in links:
             link.abandon()
+
+    def servers(self) -> list[Server]:
+        return [link.server() for link in self._links]
 
     def now(self) -> float:
         for link in self._links:
