@@ -6,7 +6,7 @@ import asyncio
 import urllib.parse
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from ..opening import transport_class
 from ..transport import Transport
@@ -16,7 +16,7 @@ from ..transports.memory import MemoryTransport
 from .kit import Link
 from .proxy import TcpProxy
 
-__all__ = ["LINKED", "LinkedEmbedded", "LinkedMemory"]
+__all__ = ["LINKED", "LinkedEmbedded", "LinkedMemory", "around_sentinels"]
 
 
 class Road:
@@ -85,10 +85,39 @@ def _behind_proxy(link: Link, url: str, port: int, prefix: str) -> Transport:
     return made
 
 
+def around_sentinels(link: Link, transport: Any) -> Transport:
+    """Let all roads of a transport obey the link: to its sentinels, and to whatever server they name."""
+    from ..transports.redis.hosts import Host
+
+    roads: dict[tuple[str, int], TcpProxy] = {}
+
+    class Detoured(Host):
+        def at(self, host: str, port: int) -> Self:
+            road = roads.get((host, port))
+            if road is None:
+                road = roads[host, port] = TcpProxy(link, host, port)
+            return super().at("127.0.0.1", road.port)
+
+    def detour(host: Host) -> Host:
+        sentinels = tuple(Detoured(**vars(one)).at(one.host, one.port) for one in host.sentinels)
+        return Detoured(**{**vars(host), "sentinels": sentinels})
+
+    transport._hosts = [detour(host) for host in transport._hosts]
+    made: Transport = transport
+    return made
+
+
+def _behind_sentinels(link: Link, url: str, prefix: str) -> Transport:
+    transport = transport_class(urllib.parse.urlsplit(url).scheme)
+    return around_sentinels(link, transport.from_url(url, prefix=prefix))
+
+
 #: URL scheme -> how to make a transport of that URL and prefix behind a link.
 LINKED: dict[str, Callable[[Link, str, str], Transport]] = {
     "memory": lambda link, url, prefix: LinkedMemory(link, "conform", prefix=prefix),
     "embedded": lambda link, url, prefix: LinkedEmbedded(link, path_of_url(url), prefix=prefix),
     "redis": lambda link, url, prefix: _behind_proxy(link, url, 6379, prefix),
     "valkey": lambda link, url, prefix: _behind_proxy(link, url, 6379, prefix),
+    "redis+sentinel": _behind_sentinels,
+    "valkey+sentinel": _behind_sentinels,
 }

@@ -7,8 +7,8 @@ import os
 import ssl as tls
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 from urllib.parse import SplitResult, parse_qsl, unquote
 
 from ...errors import ConfigurationError
@@ -62,6 +62,10 @@ class Host:
     def identity(self) -> str:
         """What decides which names it owns among several servers."""
         return f"{self.address}/{self.db}"
+
+    def at(self, host: str, port: int) -> Self:
+        """The server that sentinels name, with the settings given here."""
+        return replace(self, host=host, port=port, sentinels=(), master_name="")
 
     def context(self) -> tls.SSLContext | None:
         """The TLS settings, of the certificate files as they are now; None without TLS.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,9 +40,10 @@ class Inflow:
     """The way in from one server.
 
     Args:
+        others: Channels that are not topics; nobody but us hears the first one.
         deliver: Gets (topic, body) in order.
         gap: Gets topics that lost frames for good.
-        other: Gets (channel, data) of channels that are not topics.
+        other: Gets (channel, data) of those.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class Inflow:
         self._behind: list[asyncio.Future[None]] = []
         self._reading: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        #: What we publish to ourselves, and its arrival.
+        self._fence: tuple[bytes, asyncio.Future[None]] | None = None
         #: Something was pushed since this was last set to False.
         self.heard = False
 
@@ -139,6 +143,8 @@ class Inflow:
         if kind == b"message":
             topic, data = reply[1], reply[2]
             if topic in self._others:
+                if self._fence is not None and data == self._fence[0] and not self._fence[1].done():
+                    self._fence[1].set_result(None)
                 self._other(topic, data)
             else:
                 self.take(topic, data)
@@ -235,6 +241,7 @@ class Inflow:
             wanted = receiver.reads(int(self._clock.now() * 1000))
             for start in range(0, len(wanted), _LOGS):
                 await self._read_some(commands, wanted[start : start + _LOGS])
+            await self._level(commands)
             outcome = receiver.settle(time.monotonic())
             for topic in dict.fromkeys(outcome.gaps):
                 self._gap(topic)
@@ -262,6 +269,16 @@ class Inflow:
                 if len(entries) == _ENTRIES:
                     following.append((topic, b"(" + entries[-1][0]))
             starts = following
+
+    async def _level(self, commands: Connection) -> None:
+        """Wait until all that was pushed before the logs were read is here. Otherwise a frame of one log would overtake
+        another of its sender that reached a log which had been read before, and whose push is still on its way."""
+        self._fence = b"L" + os.urandom(8), self._loop.create_future()
+        data, arrived = self._fence
+        (reply,) = await commands.call(("PUBLISH", self._others[0], data))
+        if isinstance(reply, ReplyError):
+            raise reply
+        await arrived
 
     async def audit(self, commands: Connection) -> None:
         """Look at the last entry of the logs of quiet topics: was everything heard?"""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from ...errors import ConfigurationError, TransportUnavailable
@@ -101,7 +100,7 @@ class Sentinels:
         if reply is None:
             raise ConfigurationError(f"it watches no master of the name {name!r}")
         address, port = reply
-        return replace(self._host, host=address.decode(), port=int(port), sentinels=(), master_name="")
+        return self._host.at(address.decode(), int(port))
 
     async def _look_at(self, server: Host) -> None:
         line = await self._connect(server)
