@@ -38,7 +38,8 @@ CORE = {
 DRIVERS = {
     "hiredis": "transports.redis",
     "sqlite3": "transports.embedded",
-    "asyncpg": "transports.postgres",
+    "asyncpg": "transports.postgres.driver",
+    "psycopg": "transports.postgres.driver",
     "nats": "transports.nats",
     "django": "django",
     "channels": "django",
@@ -164,8 +165,8 @@ def test_exports_exist(name: str) -> None:
 def test_import_costs_nothing_extra() -> None:
     """`import trunkline` brings in no transport, no driver, no framework and no extra."""
     code = (
-        "import sys, trunkline; bad = {'click','cryptography','django','channels','hiredis','sqlite3','pytest','uvicorn',"
-        "'msgspec','pydantic'};"
+        "import sys, trunkline; bad = {'click','cryptography','django','channels','hiredis','asyncpg','psycopg','sqlite3',"
+        "'pytest','uvicorn','msgspec','pydantic'};"
         "print(sorted(name for name in sys.modules if name.split('.')[0] in bad or 'trunkline.transports' in name))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import uuid
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from .layer import ChannelLayer
 from .opening import layer_settings, transport_class
 from .settings import Options
 
-__all__ = ["EmbeddedChannelLayer", "InMemoryChannelLayer", "RedisChannelLayer"]
+__all__ = ["EmbeddedChannelLayer", "InMemoryChannelLayer", "PostgresChannelLayer", "RedisChannelLayer"]
 
 OnGap = Callable[[str | None, str], object]
 
@@ -118,4 +119,57 @@ class RedisChannelLayer(ChannelLayer):
         }
         extra = {key: value for key, value in given.items() if value is not None}
         transport = partial(transport_class("redis"), hosts, prefix=prefix, expiry=settings.expiry, **extra)
+        super().__init__(transport, settings, on_gap)
+
+
+class PostgresChannelLayer(ChannelLayer):
+    """Every process of any number of machines, through a PostgreSQL database, version 13 or newer.
+
+    Args:
+        dsn: The database, ``postgresql://user:password@host:port/database``; what it leaves out comes from ``PGHOST``,
+            ``PGUSER``, …
+        database: In its place, an alias of Django's ``DATABASES``: ``"default"``.
+        prefix: Layers with different prefixes never meet.
+        schema: The schema that holds Trunkline's tables; it is made on first use.
+        connect_timeout: Seconds that the first call goes on trying to connect while the server does not answer.
+        deadline: Seconds that the server may owe an answer before its connection is dropped.
+        driver: ``"asyncpg"`` or ``"psycopg"``; None takes the first that is installed.
+        on_disconnect: Called when the connection is lost.
+        on_reconnect: Called when it is back.
+        on_gap: Called with the group (None: any) and the reason when messages were lost.
+        **options: See ``trunkline.settings.Settings``.
+    """
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        *,
+        database: str | None = None,
+        prefix: str = "asgi",
+        schema: str = "trunkline",
+        connect_timeout: float | None = None,
+        deadline: float | None = None,
+        driver: str | None = None,
+        on_disconnect: Callable[..., Any] | None = None,
+        on_reconnect: Callable[..., Any] | None = None,
+        on_gap: OnGap | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        settings = layer_settings(PostgresChannelLayer, options)
+        if dsn is not None and database is not None:
+            raise ConfigurationError("dsn and database both name the database: keep one of them")
+        server: str | Callable[[], str] | None = dsn
+        if database is not None:
+            # Asked for when a connection is opened: Django's test runner changes the name of the database.
+            server = partial(importlib.import_module("trunkline.django.databases").url, database)
+        given = {
+            "connect_timeout": connect_timeout,
+            "deadline": deadline,
+            "driver": driver,
+            "on_disconnect": on_disconnect,
+            "on_reconnect": on_reconnect,
+        }
+        extra = {key: value for key, value in given.items() if value is not None}
+        kept = {"prefix": prefix, "schema": schema, "expiry": settings.expiry}
+        transport = partial(transport_class("postgres"), server=server, **kept, **extra)
         super().__init__(transport, settings, on_gap)

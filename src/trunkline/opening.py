@@ -36,6 +36,7 @@ TRANSPORTS = {
         (f"{scheme}+sentinel" for scheme in ("redis", "rediss", "valkey", "valkeys")),
         "trunkline.transports.redis:RedisTransport",
     ),
+    **dict.fromkeys(("postgres", "postgresql"), "trunkline.transports.postgres:PostgresTransport"),
 }
 _DJANGO = "trunkline.django.configured"
 

@@ -1,0 +1,39 @@
+"""The shared clock: the server's time, kept going between two looks at it."""
+
+from __future__ import annotations
+
+import time
+
+__all__ = ["Clock"]
+
+
+class Clock:
+    """The server's time, in seconds since the epoch."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+        #: Seconds by which it may be wrong.
+        self.error = 1.0
+        self.set = False
+
+    def now(self) -> float:
+        return time.monotonic() + self._offset
+
+    def now_ms(self) -> int:
+        return int(self.now() * 1000)
+
+    def learn(self, ms: int, asked: float, answered: float) -> float:
+        """Take in a time that was asked for and answered at these ``time.monotonic()`` times.
+
+        Returns:
+            By how many seconds the clock jumped.
+        """
+        offset = ms / 1000 - (asked + answered) / 2
+        error = (answered - asked) / 2 + 0.001
+        jump = offset - self._offset
+        # A slow answer tells less than an earlier quick one, unless the server's clock was set.
+        if not self.set or error <= self.error * 1.5 or abs(jump) > error + self.error + 0.01:
+            self._offset, self.error = offset, error
+            first, self.set = not self.set, True
+            return 0.0 if first else jump
+        return 0.0
