@@ -27,6 +27,7 @@ from .logs import logger
 from .node import Node
 from .settings import Options, Settings
 from .stats import Health, Report, Stats
+from .switchboard import Sink
 from .sync import Elsewhere, SyncLayer, background_loop
 from .transport import Finding, Transport
 from .typed import MessageLike
@@ -161,6 +162,21 @@ class ChannelLayer:
         """
         node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
         await node.watch_gaps(channel)
+
+    async def attach_sink(self, channel: str, sink: Sink) -> None:
+        """Have group messages to a channel of this process offered to a function, instead of waking who waits there.
+
+        ``sink(message, shared)`` is called in this event loop, where the message arrives, when somebody waits in
+        ``receive`` on the channel and no other message is before this one. True: it has taken the message. False: the
+        message goes the ordinary road. It must not raise, and not change or keep the message, which all sinks of the
+        process are given; in the dict ``shared`` they may keep what they have made of it. Consumers with a ``relay``
+        use it. A layer that lives in another event loop than the caller's ignores it.
+
+        Raises:
+            NotOwner: The channel belongs to another process.
+        """
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        await node.attach_sink(channel, sink)
 
     # Groups
 

@@ -13,12 +13,13 @@ logger = logging.getLogger("trunkline")
 class RateLimited:
     """Warns at most once per ``interval`` seconds for each key."""
 
-    def __init__(self, interval: float = 10.0) -> None:
+    def __init__(self, interval: float = 10.0, logger: logging.Logger = logger) -> None:
         self._interval = interval
+        self._logger = logger
         self._last: dict[str, tuple[float, int]] = {}
 
-    def warning(self, key: str, text: str, *args: object) -> None:
-        """Log a warning, or count it if the key had one just now."""
+    def warning(self, key: str, text: str, *args: object, error: Exception | None = None) -> None:
+        """Log a warning, or count it if the key had one just now. With ``error`` it is an error, with its traceback."""
         now = time.monotonic()
         at, held = self._last.get(key, (-1e9, 0))
         if now - at < self._interval:
@@ -28,4 +29,5 @@ class RateLimited:
             self._last = {k: v for k, v in self._last.items() if now - v[0] < self._interval}
         self._last[key] = now, 0
         suffix = f" ({held} more like this since the last such line)" if held else ""
-        logger.warning(text + "%s", *args, suffix)
+        level = logging.WARNING if error is None else logging.ERROR
+        self._logger.log(level, text + "%s", *args, suffix, exc_info=error)

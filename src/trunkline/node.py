@@ -28,7 +28,7 @@ from .logs import RateLimited, logger
 from .requests import Requests
 from .settings import Settings
 from .stats import Health, Report, Stats, judge
-from .switchboard import Mailbox, Parcel, Switchboard, Waiter
+from .switchboard import Mailbox, Parcel, Sink, Switchboard, Waiter
 from .transport import Server, Transport
 from .typed import MessageLike
 
@@ -226,8 +226,11 @@ class Node:
         # which costs a fifth of copying a dict.
         parcel = Parcel(envelope.body, envelope.expires, False, decode(envelope.body, self._settings.codec))
         now = self._now()
-        count, wake = self._board.fan_out(group, parcel, now, lambda box: self._missed(box.channel, group))
+        count, taken, wake = self._board.fan_out(
+            group, parcel, now, lambda box: self._missed(box.channel, group)
+        )
         self.stats.delivered += count
+        self.stats.received += taken
         for waiter in wake:
             if not waiter.done():
                 waiter.set_result(None)
@@ -354,6 +357,11 @@ class Node:
         """See ``ChannelLayer.watch_gaps``."""
         self._check_owner(channel)
         self._board.box(channel, self._now()).watches = True
+
+    async def attach_sink(self, channel: str, sink: Sink) -> None:
+        """See ``ChannelLayer.attach_sink``."""
+        self._check_owner(channel)
+        self._board.box(channel, self._now()).sink = sink
 
     async def group_add(self, group: str, channel: str) -> None:
         """See ``ChannelLayer.group_add``."""

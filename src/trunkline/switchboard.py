@@ -11,11 +11,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from .settings import Settings
 
-__all__ = ["Mailbox", "Parcel", "Switchboard", "Waiter"]
+__all__ = ["Mailbox", "Parcel", "Sink", "Switchboard", "Waiter"]
+
+#: Takes a group message at once, or declines it (False). It is given the message, shared and not to be changed or kept,
+#: and a dict shared by all sinks that are given this message. It raises nothing.
+Sink: TypeAlias = Callable[[dict[str, Any], dict[object, Any]], bool]
 
 
 class Waiter(Protocol):
@@ -31,7 +35,7 @@ class Parcel:
     __slots__ = ("body", "expires", "fresh", "posted")
 
     def __init__(
-        self, body: bytes, expires: float, posted: bool, fresh: dict[str, object] | None = None
+        self, body: bytes, expires: float, posted: bool, fresh: dict[str, Any] | None = None
     ) -> None:
         self.body = body
         self.expires = expires
@@ -52,6 +56,7 @@ class Mailbox:
         "groups",
         "parcels",
         "released",
+        "sink",
         "waiters",
         "watches",
     )
@@ -65,6 +70,8 @@ class Mailbox:
         self.released = 0
         self.waiters: deque[Waiter] = deque()
         self.groups: set[str] = set()
+        #: Asked first for a group message when somebody waits here and nothing is before it.
+        self.sink: Sink | None = None
         #: Its consumer wants to be told when messages to it were lost.
         self.watches = False
         self.alive_at = now
@@ -108,25 +115,29 @@ class Switchboard:
 
     def fan_out(
         self, group: str, parcel: Parcel, now: float, missed: Callable[[Mailbox], None]
-    ) -> tuple[int, list[Waiter]]:
-        """Put a group message into the mailbox of every member.
+    ) -> tuple[int, int, list[Waiter]]:
+        """Put a group message into the mailbox of every member, or into its sink.
 
         ``missed`` is called for each member that has no room.
 
         Returns:
-            How many members got it, and whom to wake.
+            How many members got it, how many of these by their sinks, and whom to wake.
         """
         members = self._groups.get(group)
         if members is None:
-            return 0, []
+            return 0, 0, []
         horizon = now - self._settings.group_expiry
         limit = self._settings.process_capacity
         entry = (parcel, False)
         wake: list[Waiter] = []
         gone: list[Mailbox] = []
+        offered: list[Mailbox] = []
         count = 0
         for box in members.values():
             if box.waiters:
+                if box.sink is not None and not box.parcels and parcel.expires > now:
+                    offered.append(box)
+                    continue
                 wake.append(box.waiters[0])
             elif box.alive_at < horizon:
                 gone.append(box)
@@ -140,7 +151,32 @@ class Switchboard:
             count += 1
         for box in gone:
             self.leave(group, box.channel)
-        return count, wake
+        if not offered:
+            return count, 0, wake
+        # Out of the loop above: what a sink runs may come back here.
+        taken = self._offer(parcel, offered)
+        for box in offered:
+            if self.boxes.get(box.channel) is not box:  # it has been forgotten meanwhile
+                continue
+            if self._full(box, False, now):
+                missed(box)
+                continue
+            box.parcels.append(entry)
+            self.waiting += 1
+            count += 1
+            wake += list(box.waiters)[:1]
+        return count + taken, taken, wake
+
+    @staticmethod
+    def _offer(parcel: Parcel, boxes: list[Mailbox]) -> int:
+        """Offer a parcel to the sinks of these mailboxes; returns how many took it, and leaves those that did not."""
+        message, parcel.fresh = parcel.fresh, None  # the others decode their own: this one is shared
+        if message is None:
+            return 0
+        shared: dict[object, Any] = {}
+        count = len(boxes)
+        boxes[:] = [box for box in boxes if box.sink is None or not box.sink(message, shared)]
+        return count - len(boxes)
 
     def _full(self, box: Mailbox, direct: bool, now: float) -> bool:
         limit = self._settings.process_capacity
@@ -259,7 +295,7 @@ class Switchboard:
                 continue
             if box.groups and box.alive_at < horizon:
                 emptied += [group for group in tuple(box.groups) if self._drop(group, box)]
-            if not box.groups and not box.parcels and box.alive_at < idle:
+            if not box.groups and not box.parcels and box.alive_at < idle and box.sink is None:
                 del self.boxes[box.channel]
         return emptied, report
 
@@ -271,5 +307,5 @@ class Switchboard:
             box.parcels.clear()
             box.groups.clear()
             box.direct = box.released = 0
-            if not box.waiters:
+            if not box.waiters and box.sink is None:
                 del self.boxes[box.channel]

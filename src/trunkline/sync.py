@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .envelope import Message
 from .errors import LayerClosed
 from .stats import Report
+from .switchboard import Sink
 from .typed import MessageLike
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ class Elsewhere:
 
     async def watch_gaps(self, channel: str) -> None:
         await self._hop(self._layer.watch_gaps(channel))
+
+    async def attach_sink(self, channel: str, sink: Sink) -> None:
+        """Nothing: a sink runs in its caller's loop, and messages arrive in the other."""
 
     async def group_add(self, group: str, channel: str) -> None:
         await self._hop(self._layer.group_add(group, channel))

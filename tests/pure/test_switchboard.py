@@ -74,7 +74,7 @@ class Model(RuleBasedStateMachine):
         parcel = self.parcel()
         missed: list[Mailbox] = []
         before = {channel: len(box.parcels) for channel, box in self.board.boxes.items()}
-        count, wake = self.board.fan_out(group, parcel, self.now, missed.append)
+        count, _, wake = self.board.fan_out(group, parcel, self.now, missed.append)
         assert wake == []
         expected = 0
         for channel in ("a", "b", "c"):
@@ -171,7 +171,7 @@ def test_waiters() -> None:
     board.join("g", "a", 0.0)
     board.box("a", 0.0).waiters.append(waiter)
     assert board.put("a", Parcel(b"", 99.0, False), 1.0) == (True, waiter)
-    assert board.fan_out("g", Parcel(b"", 99.0, False), 50.0, lambda box: None) == (1, [waiter])
+    assert board.fan_out("g", Parcel(b"", 99.0, False), 50.0, lambda box: None) == (1, 0, [waiter])
 
 
 def test_posted_parcels_always_fit() -> None:

@@ -13,7 +13,6 @@ Rules of this room:
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import inspect
 import logging
@@ -28,6 +27,7 @@ from .. import opening
 from ..errors import InvalidEvent, UsageError
 from ..typed import Convert
 from . import annotated, colour
+from .relay import Relay, ToFrame, Turn, frame_for
 
 __all__ = [
     "AcceptConnection",
@@ -75,29 +75,6 @@ def signals(ours: type[Exception]) -> tuple[type[Exception], ...]:
     return (ours, theirs) if isinstance(theirs, type) else (ours,)
 
 
-class _Turn:
-    """Whose turn it is to run a handler, and the context variables as the last handler left them."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._last: Receive | None = None
-        self._context = contextvars.copy_context()
-
-    async def take(self, source: Receive) -> None:
-        await self._lock.acquire()
-        if source is not self._last:
-            # The two sides are two tasks, and tasks do not share context variables: bring what a handler of the
-            # other side has set (the language, a log context).
-            self._last = source
-            for variable, value in self._context.items():
-                if variable.get(self) is not value:
-                    variable.set(value)
-
-    def give_back(self) -> None:
-        self._context = contextvars.copy_context()
-        self._lock.release()
-
-
 class _Consumer:
     """What both kinds of consumer share: the connection's life and the way from an event to its handler."""
 
@@ -111,6 +88,8 @@ class _Consumer:
     _asynchronous: ClassVar[bool]
     #: Handlers whose annotation names a type, and what makes an object of that type of an event.
     _converters: ClassVar[dict[str, Convert]] = {}
+    #: Events of the layer that become the same frame for everyone.
+    _relays: ClassVar[dict[str, ToFrame]] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Accept whatever ``as_asgi`` was given; subclasses take what they need."""
@@ -141,12 +120,14 @@ class _Consumer:
         self._handling: str | None = None
         self._client_gone: OSError | None = None
         self._client_receive = receive
+        #: A websocket that is accepted, and not closed by this side or known to be gone.
+        self._open = False
         self._bind_send()
         try:
             if self.channel_layer is None:
                 self.channel_layer = opening.get_channel_layer(self.channel_layer_alias)
             if self.channel_layer is None:
-                await self._serve(receive, _Turn())
+                await self._serve(receive, Turn())
             else:
                 self.channel_name = await self.channel_layer.new_channel()
                 if hasattr(self, "layer_gap") and hasattr(self.channel_layer, "watch_gaps"):
@@ -165,13 +146,16 @@ class _Consumer:
             await self._leave()
 
     async def _serve_both(self, receive: Receive) -> None:
-        turn = _Turn()
+        turn = Turn()
         take = functools.partial(self.channel_layer.receive, self.channel_name)
         task = asyncio.current_task()
         cancelled = task.cancelling() if task else 0
         failure: BaseException = StopConsumer()
         try:
             async with asyncio.TaskGroup() as sides:
+                if self._relays and hasattr(self.channel_layer, "attach_sink"):
+                    sink = Relay(self, turn, sides).offer
+                    await self.channel_layer.attach_sink(self.channel_name, sink)
                 sides.create_task(self._serve(take, turn))
                 await self._serve(receive, turn)
         except BaseExceptionGroup as group:
@@ -184,13 +168,16 @@ class _Consumer:
         finally:
             del failure
 
-    async def _serve(self, source: Receive, turn: _Turn) -> None:
+    async def _serve(self, source: Receive, turn: Turn) -> None:
         while True:
             event = await source()
             await turn.take(source)
             self._handling = event.get("type") if isinstance(event, MutableMapping) else None
             try:
-                await self.dispatch(event)
+                if self._relays and self._handling in self._relays:
+                    await self._relay(event)
+                else:
+                    await self.dispatch(event)
             except OSError as error:
                 if error is not self._client_gone:
                     raise
@@ -204,6 +191,12 @@ class _Consumer:
             self._handling = None
             # Not in a `finally`: after an error this consumer is ending, and must not handle another event.
             turn.give_back()
+
+    async def _relay(self, event: Any) -> None:
+        """Send what a relay makes of an event that could not be handed over when it came."""
+        frame = frame_for(type(self), self._relays[event["type"]], event)
+        if frame is not None and self._open:
+            await self._send({"type": "websocket.send", frame[0]: frame[1]})
 
     async def dispatch(self, message: Event) -> None:
         """Run the handler of one event: the method named by its ``type``, with ``.`` as ``_``.
@@ -273,11 +266,17 @@ class _Consumer:
         raise NotImplementedError
 
     async def _send(self, message: Event) -> None:
+        kind = message.get("type")
+        if kind == "websocket.close":
+            self._open = False
         try:
             await self._server_send(message)
         except OSError as error:  # what an ASGI server raises when the client is gone
             self._client_gone = error
+            self._open = False
             raise
+        if kind == "websocket.accept":
+            self._open = True
 
     async def _leave(self) -> None:
         """Let the layer forget this channel; another maker's layer is told about the groups at least."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from asgiref.sync import async_to_sync
 
 from ..errors import ConfigurationError
 from .base import AcceptConnection, AsyncConsumer, DenyConnection, Event, StopConsumer, SyncConsumer, signals
+from .relay import ToFrame, checked
 
 __all__ = [
     "AsyncJsonWebsocketConsumer",
@@ -62,9 +63,15 @@ def _close_event(code: int | bool | None, reason: str | None) -> Event:
 
 
 class _Groups:
-    """The groups a consumer joins when its client connects."""
+    """The groups a consumer joins when its client connects, and what of them it relays."""
 
     groups: Sequence[str] | None = None
+    #: By the type of an event: the function that makes of it what the frame holds, for everyone the same.
+    relay: Mapping[str, ToFrame] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._relays = checked(cls, cls.relay)  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

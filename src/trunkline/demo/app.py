@@ -111,6 +111,8 @@ class Chat(AsyncJsonWebsocketConsumer):
     """One window: what it says goes to its room, what its room says goes to it."""
 
     groups = [EVERYONE]
+    #: A process tells that it is there: the same frame for every window.
+    relay = {"pulse": lambda event: {"is": "pulse", **event["facts"]}}
 
     def __init__(self, here: Here) -> None:
         super().__init__()
@@ -246,10 +248,6 @@ class Chat(AsyncJsonWebsocketConsumer):
         """A line from outside, for every room."""
         self.here.shown += 1
         await self.send_json({"is": "announcement", "text": event["text"], "pid": event["pid"]})
-
-    async def pulse(self, event: dict[str, Any]) -> None:
-        """A process tells that it is there."""
-        await self.send_json({"is": "pulse", **event["facts"]})
 
     async def thumbnail_done(self, event: dict[str, Any]) -> None:
         """The worker's answer to this window: show it to the room."""
