@@ -170,7 +170,11 @@ async def connect(
     try:
         async with asyncio.timeout(timeout):
             connection = await make(url, label, heard, lost, deadline)
-            ((connection.pid,),) = await connection.fetch("SELECT pg_backend_pid()")
+            try:
+                ((connection.pid,),) = await connection.fetch("SELECT pg_backend_pid()")
+            except BaseException:
+                connection.drop()
+                raise
             return connection
     except TimeoutError:
         raise Trouble(f"no answer within {timeout:g} s") from None

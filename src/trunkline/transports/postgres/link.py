@@ -238,8 +238,7 @@ class Link:
         for connection in (writing, listening):
             await prepare(connection, self._deadline)
         self.inflow.own_pid = writing.pid
-        if not self.met:
-            await ensure_schema(writing, self._schema)
+        await ensure_schema(writing, self._schema)
         asked = time.monotonic()
         ((fresh, clock),) = await writing.fetch(
             f"SELECT fresh, clock FROM {quoted(self._schema)}.hello_1($1::bytea, $2::text, $3::bigint, $4::int)",
@@ -405,7 +404,8 @@ async def ensure_schema(connection: Connection, schema: str) -> None:
         return
     try:
         await connection.run(
-            # One message to the server, so one transaction.
+            # One message to the server, so one transaction; on disk when it returns, unlike what we write otherwise.
+            "SET LOCAL synchronous_commit = on; "
             f"SELECT pg_advisory_xact_lock(hashtext('trunkline schema'), hashtext('{name}')); "
             f"{schema_sql(schema)}"
         )
