@@ -1,4 +1,4 @@
-"""PostgreSQL at its worst: backends that are ended, a server that freezes, restarts, crashes and fails over, late commits."""
+"""PostgreSQL at its worst: ended backends, a server that freezes, restarts, crashes and fails over, late commits."""
 
 from __future__ import annotations
 
