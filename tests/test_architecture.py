@@ -31,6 +31,7 @@ CORE = {
     "requests",
     "stats",
     "inspection",
+    "tracing",
     "layer",
     "sync",
     "logs",
@@ -44,6 +45,9 @@ DRIVERS = {
     "django": "django",
     "channels": "django",
     "click": "cli",
+    "rich": "cli",
+    "prometheus_client": "metrics",
+    "opentelemetry": "otel",
     "cryptography": "envelope",
     "ormsgpack": None,
     "msgspec": "nowhere",
@@ -166,7 +170,7 @@ def test_import_costs_nothing_extra() -> None:
     """`import trunkline` brings in no transport, no driver, no framework and no extra."""
     code = (
         "import sys, trunkline; bad = {'click','cryptography','django','channels','hiredis','asyncpg','psycopg','sqlite3',"
-        "'pytest','uvicorn','msgspec','pydantic'};"
+        "'pytest','uvicorn','msgspec','pydantic','opentelemetry','prometheus_client','rich'};"
         "print(sorted(name for name in sys.modules if name.split('.')[0] in bad or 'trunkline.transports' in name))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

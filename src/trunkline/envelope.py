@@ -4,6 +4,8 @@ A frame is what travels::
 
     magic u8 · kind u8 · expires f64 (seconds, the transport's clock) · address length u8 · address · body
 
+With ``kind`` 128 higher, the body begins with what a tracer had to say: length u16 · bytes.
+
 The body is the message in msgpack, or what ``serializer_format`` names; with encryption a 12-byte nonce and its AES-256-GCM
 ciphertext, which also authenticates the part before it. A message is encoded when it is sent, whatever the transport, so
 what cannot travel fails in the sender's hands.
@@ -30,6 +32,9 @@ GROUP, CHANNEL, CONTROL = 1, 2, 3
 
 #: The first byte says whether the body is encrypted: the decoder would take one ciphertext in 256 for an empty dict.
 _PLAIN, _SEALED = 0xA7, 0xA8
+#: Added to the kind of a frame whose body begins with a context.
+_TRACED = 0x80
+_length = struct.Struct("<H")
 _header = struct.Struct("<BBdB")
 _NONCE = 12
 
@@ -48,6 +53,8 @@ class Envelope(NamedTuple):
     expires: float
     address: str
     body: bytes
+    #: What the sender's tracer had to say; empty without one.
+    context: bytes = b""
 
 
 def encode(message: typed.MessageLike, limit: int, codec: Codec = MSGPACK) -> bytes:
@@ -108,6 +115,12 @@ class Seal:
         nonce = os.urandom(_NONCE)
         return head + nonce + self._ciphers[0].encrypt(nonce, body, head)
 
+    def traced(self, kind: int, expires: float, address: str, body: bytes, context: bytes) -> bytes:
+        """A frame that carries a context as well, encrypted as the message is; without one, as ``frame``."""
+        if not context:
+            return self.frame(kind, expires, address, body)
+        return self.frame(kind | _TRACED, expires, address, _length.pack(len(context)) + context + body)
+
     def open(self, frame: bytes) -> Envelope:
         """Open a frame.
 
@@ -127,8 +140,10 @@ class Seal:
             try:
                 body = self._decrypt(magic, frame[:end], body)
             except FrameError as error:
-                error.channel = address if kind == CHANNEL else None
+                error.channel = address if kind & ~_TRACED == CHANNEL else None
                 raise
+        if kind & _TRACED:
+            return _traced(Envelope(kind & ~_TRACED, expires, address, body))
         return Envelope(kind, expires, address, body)
 
     def _decrypt(self, magic: int, head: bytes, sealed: bytes) -> bytes:
@@ -144,6 +159,16 @@ class Seal:
             except (InvalidTag, ValueError):
                 continue
         raise FrameError("no key in symmetric_encryption_keys opens it")
+
+
+def _traced(envelope: Envelope) -> Envelope:
+    body = envelope.body
+    end = 2 + (_length.unpack_from(body)[0] if len(body) >= 2 else 0xFFFF)
+    if end > len(body):
+        error = FrameError("its context is cut off")
+        error.channel = envelope.address if envelope.kind == CHANNEL else None
+        raise error
+    return envelope._replace(body=body[end:], context=body[2:end])
 
 
 def _frame(kind: int, expires: float, address: str, body: bytes) -> bytes:

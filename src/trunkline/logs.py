@@ -18,8 +18,13 @@ class RateLimited:
         self._logger = logger
         self._last: dict[str, tuple[float, int]] = {}
 
-    def warning(self, key: str, text: str, *args: object, error: Exception | None = None) -> None:
-        """Log a warning, or count it if the key had one just now. With ``error`` it is an error, with its traceback."""
+    def warning(
+        self, key: str, text: str, *args: object, event: str, error: Exception | None = None, **fields: object
+    ) -> None:
+        """Log a warning, or count it if the key had one just now. With ``error`` it is an error, with its traceback.
+
+        ``event`` and the other fields become attributes of the log record; docs/observe.md lists them.
+        """
         now = time.monotonic()
         at, held = self._last.get(key, (-1e9, 0))
         if now - at < self._interval:
@@ -30,4 +35,5 @@ class RateLimited:
         self._last[key] = now, 0
         suffix = f" ({held} more like this since the last such line)" if held else ""
         level = logging.WARNING if error is None else logging.ERROR
-        self._logger.log(level, text + "%s", *args, suffix, exc_info=error)
+        more = {"event": event, "held": held, **fields}
+        self._logger.log(level, text + "%s", *args, suffix, exc_info=error, extra=more)

@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
-from . import names
+from . import names, tracing
 from .envelope import CHANNEL, CONTROL, GROUP, Envelope, FrameError, Message, Seal, decode, encode
 from .errors import ChannelFull, LayerClosed, NotOwner, TransportUnavailable
 from .inspection import fill, label
@@ -149,16 +149,32 @@ class Node:
 
     # 1. Envelope
 
-    async def send(self, channel: str, message: MessageLike) -> None:
+    def send(self, channel: str, message: MessageLike) -> Coroutine[Any, Any, None]:
         """See ``ChannelLayer.send``."""
+        if tracing.tracer is None:
+            return self._send(channel, message)
+        return self._traced(self._send, channel, message, tracing.tracer, False)
+
+    async def _traced(
+        self,
+        work: Callable[[str, MessageLike, bytes], Coroutine[Any, Any, None]],
+        address: str,
+        message: MessageLike,
+        tracer: tracing.Tracer,
+        group: bool,
+    ) -> None:
+        with tracer.sending(address, group) as context:
+            await work(address, message, context)
+
+    async def _send(self, channel: str, message: MessageLike, context: bytes = b"") -> None:
         owner = names.channel(channel).node
         body = encode(message, self._settings.max_message_size, self._settings.codec)
         expires = self._now() + self._settings.expiry
         self.stats.sent += 1
         if owner == self.name:
-            self._put(channel, body, expires, posted=False)
+            self._put(channel, body, expires, posted=False, context=context)
             return
-        frame = self._seal.frame(CHANNEL, expires, channel, body)
+        frame = self._seal.traced(CHANNEL, expires, channel, body, context)
         capacity = self._settings.capacity_of(channel)
         try:
             # 2. Transport
@@ -170,12 +186,17 @@ class Node:
             self._refused(channel)
             raise
 
-    async def group_send(self, group: str, message: MessageLike) -> None:
+    def group_send(self, group: str, message: MessageLike) -> Coroutine[Any, Any, None]:
         """See ``ChannelLayer.group_send``."""
+        if tracing.tracer is None:
+            return self._group_send(group, message)
+        return self._traced(self._group_send, group, message, tracing.tracer, True)
+
+    async def _group_send(self, group: str, message: MessageLike, context: bytes = b"") -> None:
         names.group(group)
         body = encode(message, self._settings.max_message_size, self._settings.codec)
         expires = self._now() + self._settings.expiry
-        frame = self._seal.frame(GROUP, expires, group, body)
+        frame = self._seal.traced(GROUP, expires, group, body, context)
         self.stats.group_sent += 1
         # 2. Transport
         for queue in await self._transport.publish(group, frame, self._settings.expiry):
@@ -190,7 +211,7 @@ class Node:
             if envelope.kind == GROUP:
                 self._fan_out(envelope)
             elif envelope.kind == CHANNEL:
-                self._put(envelope.address, envelope.body, envelope.expires, posted=True)
+                self._put(envelope.address, envelope.body, envelope.expires, True, envelope.context)
             elif envelope.kind == CONTROL:
                 self._requests.obey(decode(envelope.body))
             else:
@@ -203,7 +224,15 @@ class Node:
     def gap(self, topic: str | None, reason: str) -> None:
         """Learn from the transport that messages were lost."""
         self.stats.gaps += 1
-        self._log.warning(f"gap {topic}", "messages for %s were lost: %s", topic or "this process", reason)
+        self._log.warning(
+            f"gap {topic}",
+            "messages for %s were lost: %s",
+            topic or "this process",
+            reason,
+            event="gap",
+            group=topic,
+            reason=reason,
+        )
         if topic == names.ALL_NODES:
             return  # what one layer tells another, which users never see
         event = encode({"type": "layer.gap", "group": topic, "reason": reason}, 2**62, self._settings.codec)
@@ -224,7 +253,13 @@ class Node:
             return
         # Decoded once here, which also proves that it can be; the other members decode their own copy of it later,
         # which costs a fifth of copying a dict.
-        parcel = Parcel(envelope.body, envelope.expires, False, decode(envelope.body, self._settings.codec))
+        parcel = Parcel(
+            envelope.body,
+            envelope.expires,
+            False,
+            decode(envelope.body, self._settings.codec),
+            envelope.context,
+        )
         now = self._now()
         count, taken, wake = self._board.fan_out(
             group, parcel, now, lambda box: self._missed(box.channel, group)
@@ -237,9 +272,9 @@ class Node:
         if not self._board.has_members(group):
             self._spawn(self._settle(group))
 
-    def _put(self, channel: str, body: bytes, expires: float, posted: bool) -> None:
+    def _put(self, channel: str, body: bytes, expires: float, posted: bool, context: bytes = b"") -> None:
         try:
-            parcel = Parcel(body, expires, posted, decode(body, self._settings.codec))
+            parcel = Parcel(body, expires, posted, decode(body, self._settings.codec), context)
         except FrameError as error:
             error.channel = channel if posted else None
             raise
@@ -290,6 +325,8 @@ class Node:
         if parcel is None:
             return None
         self.stats.received += 1
+        if tracing.tracer is not None:
+            tracing.incoming.set(parcel.context)
         message = parcel.fresh
         if message is None:
             return decode(parcel.body, self._settings.codec)
@@ -319,6 +356,8 @@ class Node:
                 self.stats.expired += 1
                 continue
             self.stats.received += 1
+            if tracing.tracer is not None:
+                tracing.incoming.set(envelope.context)
             return message
 
     async def put_back(self, channel: str, message: Message) -> None:
@@ -458,10 +497,13 @@ class Node:
         self.stats.pattern(label(channel, self._settings)).missed += 1
         if self._board.waiting >= self._settings.process_capacity:
             text = "%s missed a message to group %s: this process holds %d messages, its process_capacity"
-            self._log.warning("missed", text, channel, group, self._board.waiting)
+            waiting = self._board.waiting
+            key, args = "missed", (channel, group, waiting)
         else:
             text = "%s missed a message to group %s: it holds %d, its capacity; is its consumer slow?"
-            self._log.warning(f"missed {channel}", text, channel, group, self._settings.capacity_of(channel))
+            waiting = self._settings.capacity_of(channel)
+            key, args = f"missed {channel}", (channel, group, waiting)
+        self._log.warning(key, text, *args, event="missed", channel=channel, group=group, waiting=waiting)
 
     def _gone(self, channel: str) -> None:
         self.stats.gone += 1
@@ -469,7 +511,9 @@ class Node:
 
     def _unreadable(self, error: FrameError) -> None:
         self.stats.unreadable += 1
-        self._log.warning("unreadable", "a frame was dropped: %s", error)
+        self._log.warning(
+            "unreadable", "a frame was dropped: %s", error, event="unreadable", reason=str(error)
+        )
 
     def counted(self) -> Stats:
         """The counters as they stand."""
@@ -516,7 +560,8 @@ class Node:
             try:
                 found.append(Report.of(content))
             except (KeyError, TypeError, ValueError) as error:
-                self._log.warning("report", "a report of another node cannot be read: %r", error)
+                text = "a report of another node cannot be read: %r"
+                self._log.warning("report", text, error, event="report", reason=repr(error))
         return found
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -528,7 +573,7 @@ class Node:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.warning("background", "%s", error)
+            self._log.warning("background", "%s", error, event="background", reason=str(error))
 
 
 def _wake(waiter: Waiter) -> None:

@@ -32,10 +32,15 @@ class Waiter(Protocol):
 class Parcel:
     """One message on its way to a mailbox, shared by all that it is for."""
 
-    __slots__ = ("body", "expires", "fresh", "posted")
+    __slots__ = ("body", "context", "expires", "fresh", "posted")
 
     def __init__(
-        self, body: bytes, expires: float, posted: bool, fresh: dict[str, Any] | None = None
+        self,
+        body: bytes,
+        expires: float,
+        posted: bool,
+        fresh: dict[str, Any] | None = None,
+        context: bytes = b"",
     ) -> None:
         self.body = body
         self.expires = expires
@@ -43,6 +48,8 @@ class Parcel:
         self.posted = posted
         #: The message as decoded on arrival, for the first taker; the others decode their own copy.
         self.fresh = fresh
+        #: What the sender's tracer had to say.
+        self.context = context
 
 
 class Mailbox:

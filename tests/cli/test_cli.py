@@ -17,7 +17,7 @@ import trunkline
 from frameworks.programs import Program, environment, eventually
 
 SCRIPT = str(Path(sys.executable).with_name("trunkline"))
-COMMANDS = ("worker", "send", "group-send", "listen", "demo", "doctor", "conform")
+COMMANDS = ("worker", "send", "group-send", "listen", "demo", "doctor", "conform", "top")
 APP = """
 import asyncio, os, pathlib
 from trunkline.consumers import AsyncConsumer

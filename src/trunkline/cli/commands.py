@@ -16,6 +16,7 @@ import click
 from .. import __version__
 from ..worker import Worker, run_processes
 from . import target
+from . import top as top_screen
 
 __all__ = ["trunkline"]
 
@@ -293,6 +294,57 @@ def doctor(context: click.Context, address: str | None, as_json: bool) -> int:
             if finding.fix:
                 click.echo(f"    {finding.fix}")
     return int(any(finding.level == "error" for finding in findings))
+
+
+@trunkline.command()
+@click.argument("address", metavar="[URL]", required=False)
+@click.option("--once", is_flag=True, help="Print one look and end; exit code 1 when a process is down.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON; with --once.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.2),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+@click.option(
+    "--wait",
+    type=click.FloatRange(0, 60, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Seconds that processes have to answer.",
+)
+@general
+@click.pass_context
+def top(
+    context: click.Context, address: str | None, once: bool, as_json: bool, interval: float, wait: float
+) -> int:
+    """Watch every process of the deployment.
+
+    It shows what each process counts and holds, whatever carries its messages: rates, drops, gaps, and the
+    channels that are slow. It asks the processes themselves; one that does not answer in time is missing.
+
+    \b
+    Examples:
+      trunkline top redis://localhost:6379
+      trunkline top --once --json
+    """
+    if as_json and not once:
+        raise target.Mistake("--json is one look: write --once --json")
+    if address:
+        context.find_root().ensure_object(dict)["url"] = address
+    layer = _layer(context)
+    if not hasattr(layer, "survey"):
+        kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
+        raise target.Mistake(f"{kind} cannot be asked: give a URL, as in: trunkline top redis://…")
+    if not as_json:
+        _needs("top", "rich", "__name__")
+    if once:
+        return asyncio.run(top_screen.once(layer, wait, as_json, click.echo))
+    try:
+        return asyncio.run(top_screen.watch(layer, wait, interval))
+    except KeyboardInterrupt:
+        return 0
 
 
 def _needs(extra: str, module: str, name: str) -> Callable[..., Any]:

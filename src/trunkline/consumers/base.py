@@ -23,7 +23,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from asgiref.sync import async_to_sync, sync_to_async
 
-from .. import opening
+from .. import opening, tracing
 from ..errors import InvalidEvent, UsageError
 from ..typed import Convert
 from . import annotated, colour
@@ -171,13 +171,18 @@ class _Consumer:
     async def _serve(self, source: Receive, turn: Turn) -> None:
         while True:
             event = await source()
+            # Looked at now: taking the turn brings the other side's context variables.
+            context = tracing.incoming.get() if tracing.tracer is not None else b""
             await turn.take(source)
             self._handling = event.get("type") if isinstance(event, MutableMapping) else None
             try:
-                if self._relays and self._handling in self._relays:
-                    await self._relay(event)
+                work = self._relay if self._relays and self._handling in self._relays else self.dispatch
+                if tracing.tracer is None or (source is self._client_receive and not self._works):
+                    await work(event)
                 else:
-                    await self.dispatch(event)
+                    where = self.scope["channel"] if source is self._client_receive else self.channel_name
+                    with tracing.tracer.handling(where, str(self._handling), context):
+                        await work(event)
             except OSError as error:
                 if error is not self._client_gone:
                     raise

@@ -216,6 +216,8 @@ def frame_for(consumer: type, function: ToFrame, message: dict[str, Any]) -> Fra
             who,
             kind,
             repr(error),
+            event="relay",
+            reason=repr(error),
             error=error,
         )
         return None
