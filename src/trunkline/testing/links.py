@@ -6,6 +6,7 @@ import asyncio
 import urllib.parse
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 from ..opening import transport_class
@@ -16,7 +17,7 @@ from ..transports.memory import MemoryTransport
 from .kit import Link
 from .proxy import TcpProxy
 
-__all__ = ["LINKED", "LinkedEmbedded", "LinkedMemory", "around_sentinels"]
+__all__ = ["LINKED", "LinkedEmbedded", "LinkedMemory", "detoured"]
 
 
 class Road:
@@ -74,19 +75,9 @@ class LinkedEmbedded(EmbeddedTransport):
             self._road.carry(super()._arrived, *datagram)
 
 
-def _behind_proxy(link: Link, url: str, port: int, prefix: str) -> Transport:
-    parts = urllib.parse.urlsplit(url)
-    proxy = TcpProxy(link, parts.hostname or "localhost", parts.port or port)
-    credentials = parts.netloc.rpartition("@")[0]
-    netloc = f"{credentials}@127.0.0.1:{proxy.port}" if credentials else f"127.0.0.1:{proxy.port}"
-    made: Transport = transport_class(parts.scheme).from_url(
-        urllib.parse.urlunsplit(parts._replace(netloc=netloc)), prefix=prefix
-    )
-    return made
-
-
-def around_sentinels(link: Link, transport: Any) -> Transport:
-    """Let all roads of a transport obey the link: to its sentinels, and to whatever server they name."""
+def detoured(link: Link, transport: Any) -> Transport:
+    """Let all roads of a Redis transport that is not open yet obey a link: to its server; or to its sentinels, and to
+    whatever server they name."""
     from ..transports.redis.hosts import Host
 
     roads: dict[tuple[str, int], TcpProxy] = {}
@@ -99,25 +90,24 @@ def around_sentinels(link: Link, transport: Any) -> Transport:
             return super().at("127.0.0.1", road.port)
 
     def detour(host: Host) -> Host:
-        sentinels = tuple(Detoured(**vars(one)).at(one.host, one.port) for one in host.sentinels)
-        return Detoured(**{**vars(host), "sentinels": sentinels})
+        here = Detoured(**vars(host))
+        if not host.sentinels:
+            return here.at(host.host, host.port)
+        return replace(here, sentinels=tuple(detour(sentinel) for sentinel in host.sentinels))
 
     transport._hosts = [detour(host) for host in transport._hosts]
     made: Transport = transport
     return made
 
 
-def _behind_sentinels(link: Link, url: str, prefix: str) -> Transport:
+def _behind_proxies(link: Link, url: str, prefix: str) -> Transport:
     transport = transport_class(urllib.parse.urlsplit(url).scheme)
-    return around_sentinels(link, transport.from_url(url, prefix=prefix))
+    return detoured(link, transport.from_url(url, prefix=prefix))
 
 
 #: URL scheme -> how to make a transport of that URL and prefix behind a link.
 LINKED: dict[str, Callable[[Link, str, str], Transport]] = {
     "memory": lambda link, url, prefix: LinkedMemory(link, "conform", prefix=prefix),
     "embedded": lambda link, url, prefix: LinkedEmbedded(link, path_of_url(url), prefix=prefix),
-    "redis": lambda link, url, prefix: _behind_proxy(link, url, 6379, prefix),
-    "valkey": lambda link, url, prefix: _behind_proxy(link, url, 6379, prefix),
-    "redis+sentinel": _behind_sentinels,
-    "valkey+sentinel": _behind_sentinels,
+    **dict.fromkeys(("redis", "valkey", "redis+sentinel", "valkey+sentinel"), _behind_proxies),
 }

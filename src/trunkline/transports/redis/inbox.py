@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
+from typing import Any
 
 from ...transport import Arrivals
 from .ops import ScriptOp
@@ -90,11 +91,13 @@ class Inbox:
             taken, self._taken = self._taken, {}
             self._submit(TAKEN, taken)
 
-    def _submit(self, script: object, counts: dict[bytes, int]) -> None:
+    def _submit(self, script: object, counts: dict[bytes, int]) -> asyncio.Future[Any]:
         args: list[bytes | str | int] = [self.ttl_ms]
         for channel, count in counts.items():
             args += (channel, count)
-        self._outbox.submit(ScriptOp(self._outbox, script, self.keys[2:3], args, numbered=True))  # type: ignore[arg-type]
+        op = ScriptOp(self._outbox, script, self.keys[2:3], args, numbered=True)  # type: ignore[arg-type]
+        self._outbox.submit(op)
+        return op.future
 
     def doubt(self, seconds: float) -> None:
         """The server may have lost count, or may do so in the next seconds."""
@@ -105,7 +108,14 @@ class Inbox:
         """Replace the server's counts by ours if they are in doubt."""
         if time.monotonic() < self._doubt_until and self._outbox.flowing:
             self._taken.clear()
-            self._submit(TRUTH, self._waiting)
+            self._submit(TRUTH, self._waiting).add_done_callback(self._told)
+
+    def _told(self, answer: asyncio.Future[bytes | int]) -> None:
+        """While we were cut off, posts found us gone."""
+        if not answer.cancelled() and answer.exception() is None and int(answer.result()):
+            self._arrivals.gap(
+                None, f"{int(answer.result())} messages found this process cut off and were dropped"
+            )
 
     def forget(self) -> None:
         """Everything was flushed."""

@@ -12,6 +12,11 @@ local alive = redis.call('GET', KEYS[2])
 -- It said good-bye; or it gives no sign of life and does not listen.
 if alive == '' or (not alive and redis.call('PUBSUB', 'NUMSUB', KEYS[1])[2] == 0) then
   redis.call('DEL', KEYS[4]) -- nothing was done
+  if not alive then
+    -- Perhaps it is only cut off: then it is told when it is back.
+    redis.call('HINCRBY', KEYS[3], '@missed', 1)
+    redis.call('PEXPIRE', KEYS[3], ARGV[8])
+  end
   return 'GONE'
 end
 local capacity = tonumber(ARGV[4])
