@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from servers import Server, free_port
 from trunkline.errors import ChannelFull, ConfigurationError, LayerClosed, TransportUnavailable
 from trunkline.names import new_node
 from trunkline.transports.redis import RedisTransport
+from trunkline.transports.redis.connection import connect
+from trunkline.transports.redis.hosts import Host
 from trunkline.transports.redis.pace import Pace
 
 
@@ -148,6 +151,24 @@ def test_a_closed_loop_is_let_go_without_a_complaint(server: Server) -> None:
     while node.name.encode() in server.call("CLIENT", "LIST"):
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def test_a_loop_that_ended_while_connecting_is_let_go_without_a_complaint() -> None:
+    """The coroutine that waits for the server's first answer is collected after its loop was closed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        loop = asyncio.new_event_loop()
+        host = Host("127.0.0.1", listener.getsockname()[1])
+        task = loop.create_task(connect(host, name="test", deadline=60, on_lost=lambda error: None))
+        near, _ = loop.run_until_complete(loop.sock_accept(listener))
+        assert b"PING" in loop.run_until_complete(loop.sock_recv(near, 1000))
+        loop.close()
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        del task
+        gc.collect()
+        near.setblocking(True)
+        assert near.recv(1000) == b""
+        near.close()
 
 
 async def test_a_forked_child_leaves_its_parent_alone(server: Server) -> None:

@@ -296,7 +296,9 @@ class Connection(asyncio.BufferedProtocol):
     def drop(self, cause: BaseException | None = None) -> None:
         """End the connection now."""
         self._trouble = self._trouble or cause
-        if self._transport is not None:
+        if self._loop.is_closed():  # a coroutine of it that was connecting is being collected
+            self.abandon()
+        elif self._transport is not None:
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
