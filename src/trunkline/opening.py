@@ -33,7 +33,11 @@ TRANSPORTS = {
         ("redis", "rediss", "unix", "valkey", "valkeys"), "trunkline.transports.redis:RedisTransport"
     ),
     **dict.fromkeys(
-        (f"{scheme}+sentinel" for scheme in ("redis", "rediss", "valkey", "valkeys")),
+        (
+            f"{scheme}+{kind}"
+            for scheme in ("redis", "rediss", "valkey", "valkeys")
+            for kind in ("sentinel", "cluster")
+        ),
         "trunkline.transports.redis:RedisTransport",
     ),
     **dict.fromkeys(("postgres", "postgresql"), "trunkline.transports.postgres:PostgresTransport"),

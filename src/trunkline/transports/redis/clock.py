@@ -19,6 +19,10 @@ class Clock:
     def now(self) -> float:
         return time.monotonic() + self._offset
 
+    def at(self, moment: float) -> float:
+        """The shared clock at this ``time.monotonic()``."""
+        return moment + self._offset
+
     def learn(self, reply: list[bytes], asked: float, answered: float) -> float:
         """Take in a TIME reply that was asked for and answered at these ``time.monotonic()`` times.
 

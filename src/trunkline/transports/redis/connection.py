@@ -27,6 +27,7 @@ __all__ = [
     "Connection",
     "ReplyError",
     "Request",
+    "asking",
     "connect",
     "pack",
     "pack_large",
@@ -74,6 +75,17 @@ def pack_large(*command: bytes | str | int) -> list[bytes]:
             parts += text + b"$%d\r\n" % len(data), data
             text = b"\r\n"
     return [*parts, text]
+
+
+def asking(data: bytes) -> bytes:
+    """The same packed commands, each behind an ``ASKING``."""
+    reader = hiredis.Reader(notEnoughData=_NOTHING)
+    reader.feed(data)
+    prefix = pack("ASKING")
+    packed: list[bytes] = []
+    while (command := reader.gets()) is not _NOTHING:
+        packed += prefix, pack(*command)
+    return b"".join(packed)
 
 
 def unavailable(host: Host, cause: BaseException | str, *, on_its_way: bool = False) -> TransportUnavailable:

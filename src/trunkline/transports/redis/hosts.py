@@ -14,9 +14,10 @@ from urllib.parse import SplitResult, parse_qsl, unquote
 from ...errors import ConfigurationError
 from ...settings import QUOTE, shown_url, split_url
 
-__all__ = ["URL_KEYS", "Host", "parse_hosts"]
+__all__ = ["URL_KEYS", "Host", "in_cluster", "parse_hosts"]
 
 _SCHEMES = {"redis": False, "valkey": False, "rediss": True, "valkeys": True, "unix": False}
+_CLUSTER_SCHEMES = {f"{scheme}+cluster": tls for scheme, tls in _SCHEMES.items() if scheme != "unix"}
 _SENTINEL_SCHEMES = {f"{scheme}+sentinel": tls for scheme, tls in _SCHEMES.items() if scheme != "unix"}
 
 #: Options of a client library's connection pool that mean nothing here: one connection pair never runs out, has its
@@ -50,12 +51,16 @@ class Host:
     #: Who knows where the server is, in place of host, port and path.
     sentinels: tuple[Host, ...] = ()
     master_name: str = ""
+    #: Some nodes of a cluster, in place of host and port.
+    seeds: tuple[Host, ...] = ()
 
     @property
     def address(self) -> str:
         """What a person calls it."""
         if self.sentinels:
             return f"{self.master_name} (Sentinel)"
+        if self.seeds:
+            return f"{', '.join(seed.address for seed in self.seeds)} (Cluster)"
         return self.path or (f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}")
 
     @property
@@ -64,8 +69,8 @@ class Host:
         return f"{self.address}/{self.db}"
 
     def at(self, host: str, port: int) -> Self:
-        """The server that sentinels name, with the settings given here."""
-        return replace(self, host=host, port=port, sentinels=(), master_name="")
+        """The server that sentinels, or nodes of a cluster, name, with the settings given here."""
+        return replace(self, host=host, port=port, path=None, sentinels=(), master_name="", seeds=())
 
     def context(self) -> tls.SSLContext | None:
         """The TLS settings, of the certificate files as they are now; None without TLS.
@@ -109,8 +114,9 @@ def _context(host: Host, versions: tuple[tuple[int, ...], ...]) -> tls.SSLContex
     return context
 
 
-_FIELDS = {f.name for f in fields(Host)} - {"sentinels", "master_name"}
-_IN_A_URL = _FIELDS - {"host", "port", "path", "ssl_context"}
+_FIELDS = {f.name for f in fields(Host)} - {"sentinels", "master_name", "seeds"}
+_FIELDS_OF_A_NODE = _FIELDS - {"host", "port", "path", "ssl_context"}
+_IN_A_URL = _FIELDS_OF_A_NODE
 #: Query keys of a URL that are about the server, or about its sentinels.
 URL_KEYS = frozenset(_IN_A_URL) | _WITHOUT_MEANING | {f"sentinel_{key}" for key in _IN_A_URL}
 
@@ -138,6 +144,47 @@ def parse_hosts(hosts: Any, setting: str = "hosts") -> list[Host]:
         servers = ", ".join(host.identity for host in found)
         raise ConfigurationError(f"{setting} names the same server and database twice: {servers}")
     return found
+
+
+def in_cluster(hosts: list[Host], cluster: Any, read_hosts: list[Host]) -> list[Host]:
+    """Make seeds of the hosts if they are those of a cluster, by the ``cluster`` setting or by their URL.
+
+    Raises:
+        ConfigurationError: They cannot be.
+    """
+    if cluster is not None and not isinstance(cluster, bool):
+        raise ConfigurationError(f"cluster is True or False, not {cluster!r}")
+    named = [host for host in hosts if host.seeds]
+    if cluster is False and named:
+        raise ConfigurationError(f"cluster=False, but hosts has the URL of a cluster: {named[0].address}")
+    if any(host.seeds for host in read_hosts) or (read_hosts and (cluster or named)):
+        raise ConfigurationError(
+            "read_hosts is for moving names between single servers; a cluster moves its slots by itself"
+        )
+    if not (cluster or named):
+        return hosts
+    if named and len(hosts) > 1:
+        raise ConfigurationError(
+            "hosts: the URL of a cluster stands alone; name all its seeds in it: redis+cluster://host:6379,host2:6379"
+        )
+    seeds = named[0].seeds if named else tuple(hosts)
+    for seed in seeds:
+        if seed.sentinels or seed.path:
+            what = "sentinels" if seed.sentinels else "a socket's path"
+            raise ConfigurationError(
+                f"hosts: a node of a cluster is a host and a port, not {what}: {seed.address}"
+            )
+        if seed.db:
+            raise ConfigurationError(
+                f"hosts: a cluster has database 0 only, not {seed.db}: leave the number out; "
+                "prefix keeps layers apart"
+            )
+    common = replace(seeds[0], host="", port=0)
+    if any(replace(seed, host="", port=0) != common for seed in seeds):
+        raise ConfigurationError(
+            "hosts: the nodes of a cluster have one user, one password and one way of TLS; write the same for each"
+        )
+    return [replace(seeds[0], seeds=seeds)]
 
 
 def _parse(entry: Any, setting: str) -> Host:
@@ -195,11 +242,6 @@ def _from_sentinel_url(parts: SplitResult, setting: str) -> dict[str, Any]:
     login, _, places = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
     master_name, _, database = parts.path.strip("/").partition("/")
-    pairs = [
-        (place, 26379) if _has_no_port(place) else place.rsplit(":", 1)
-        for place in places.split(",")
-        if place
-    ]
     query = dict(parse_qsl(parts.query))
     theirs = {key[9:]: value for key, value in query.items() if key.startswith("sentinel_")}
     ours = {key: value for key, value in query.items() if not key.startswith("sentinel_")}
@@ -208,11 +250,38 @@ def _from_sentinel_url(parts: SplitResult, setting: str) -> dict[str, Any]:
         "db": _number(database or 0, "database", setting),
         "username": unquote(user) or None,
         "password": unquote(password) or None,
-        **_sentinels(
-            [(str(host).strip("[]"), port) for host, port in pairs], unquote(master_name), theirs, setting
-        ),
+        **_sentinels(_pairs(places, 26379), unquote(master_name), theirs, setting),
         **_options(ours, URL_KEYS, setting),
     }
+
+
+def _from_cluster_url(parts: SplitResult, setting: str) -> dict[str, Any]:
+    """``redis+cluster://[user:password@]host:port,host:port[?option=…]``"""
+    login, _, places = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    options = _options(dict(parse_qsl(parts.query)), _FIELDS_OF_A_NODE, setting)
+    if parts.path.strip("/"):
+        options["db"] = _number(parts.path.strip("/"), "database", setting)
+    common = {
+        "ssl": _CLUSTER_SCHEMES[parts.scheme],
+        "username": unquote(user) or None,
+        "password": unquote(password) or None,
+        **options,
+    }
+    seeds = tuple(Host(**{**common, **_pair(pair, "a node", setting)}) for pair in _pairs(places, 6379))
+    if not seeds:
+        raise ConfigurationError(
+            f"{setting}: name some nodes of the cluster: redis+cluster://host:6379,host2:6379"
+        )
+    return {**vars(seeds[0]), "seeds": seeds}
+
+
+def _pairs(places: str, port: int) -> list[tuple[str, Any]]:
+    """The addresses between the commas of a URL."""
+    pairs = [
+        (place, port) if _has_no_port(place) else place.rsplit(":", 1) for place in places.split(",") if place
+    ]
+    return [(str(host).strip("[]"), number) for host, number in pairs]
 
 
 def _has_no_port(place: str) -> bool:
@@ -227,6 +296,8 @@ def _from_url(url: str, setting: str) -> dict[str, Any]:
         raise ConfigurationError(f"{setting}: a URL has an @ behind its host. {QUOTE}")
     if parts.scheme in _SENTINEL_SCHEMES:
         return _from_sentinel_url(parts, setting)
+    if parts.scheme in _CLUSTER_SCHEMES:
+        return _from_cluster_url(parts, setting)
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError(
             f"{setting}: {shown_url(url)!r} is no server URL: "

@@ -13,11 +13,11 @@ __all__ = ["identify"]
 log = logging.getLogger("trunkline.redis")
 
 
-def identify(host: Host, info: bytes | ReplyError, *, first: bool) -> str:
+def identify(host: Host, info: bytes | ReplyError, *, first: bool, in_cluster: bool = False) -> str:
     """Read its INFO; returns what changes when it may have lost data, "unknown" where it does not tell.
 
     Raises:
-        ConfigurationError: It is too old, or part of a cluster.
+        ConfigurationError: It is too old, or part of a cluster and was not named as such.
         TransportUnavailable: It is a replica.
     """
     if isinstance(info, ReplyError):
@@ -28,9 +28,10 @@ def identify(host: Host, info: bytes | ReplyError, *, first: bool) -> str:
         raise ConfigurationError(
             f"{host.address} is Redis {facts['redis_version']}: 6.2 or newer, or Valkey, is needed"
         )
-    if facts.get("cluster_enabled") == "1":
+    if facts.get("cluster_enabled") == "1" and not in_cluster:
+        scheme = "rediss" if host.ssl else "redis"
         raise ConfigurationError(
-            f"{host.address} is part of a cluster, which arrives in a later version: name single servers"
+            f"{host.address} is part of a cluster: write {scheme}+cluster://{host.address}, or cluster=True beside hosts"
         )
     if facts.get("role", "master") != "master":
         raise unavailable(host, f"it is a replica of {facts.get('master_host')}, name the master in hosts")

@@ -11,13 +11,14 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ...continuity import Foreign, Receiver
 from .clock import Clock
-from .connection import Connection, ReplyError, pack
+from .connection import ReplyError, pack
+from .dialect import PLAIN, Dialect
 
-__all__ = ["Inflow"]
+__all__ = ["Asking", "Ears", "Inflow"]
 
 log = logging.getLogger("trunkline.redis")
 
@@ -26,6 +27,26 @@ _BATCH, _LOGS, _ENTRIES = 512, 64, 500
 
 #: Seconds that a topic stays subscribed after the last wish for it: groups are often left and joined again at once.
 LINGER = 1.0
+
+
+class Asking(Protocol):
+    """The connection that logs are read over."""
+
+    async def call(self, *commands: tuple[bytes | str | int, ...]) -> list[Any]:
+        """Send commands and wait for their replies."""
+
+    def drop(self, cause: BaseException | None = None) -> None:
+        """End it: it is of no use."""
+
+
+class Ears(Protocol):
+    """The connection that pushes come over."""
+
+    def listen(self, on_push: Callable[[list[Any]], None]) -> None:
+        """From now on every push goes to ``on_push``."""
+
+    def write(self, data: bytes) -> None:
+        """Send commands whose replies are pushes."""
 
 
 class _Subscription:
@@ -44,6 +65,7 @@ class Inflow:
         deliver: Gets (topic, body) in order.
         gap: Gets topics that lost frames for good.
         other: Gets (channel, data) of those.
+        dialect: The words of pub/sub there.
     """
 
     def __init__(
@@ -55,6 +77,7 @@ class Inflow:
         deliver: Callable[[bytes, bytes], None],
         gap: Callable[[bytes], None],
         other: Callable[[bytes, bytes], None],
+        dialect: Dialect = PLAIN,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.receiver = receiver
@@ -62,8 +85,10 @@ class Inflow:
         self._others = others
         self._deliver, self._gap, self._other = deliver, gap, other
         self._subscriptions: dict[bytes, _Subscription] = {}
-        self._pushes: Connection | None = None
-        self._commands: Connection | None = None
+        self._dialect = dialect
+        self._message, self._subscribed = dialect.message, dialect.subscribed
+        self._pushes: Ears | None = None
+        self._commands: Asking | None = None
         self._unwritten: list[bytes] = []
         self._unconfirmed: set[bytes] = set()
         self._all_confirmed: asyncio.Future[None] | None = None
@@ -101,7 +126,7 @@ class Inflow:
         topics, self._unwritten = self._unwritten, []
         if self._pushes is not None:
             for start in range(0, len(topics), _BATCH):
-                self._pushes.write(pack("SUBSCRIBE", *topics[start : start + _BATCH]))
+                self._pushes.write(pack(self._dialect.subscribe, *topics[start : start + _BATCH]))
 
     def unsubscribe(self, topic: bytes) -> None:
         """Deliver no more of it; the server is told a little later."""
@@ -125,14 +150,15 @@ class Inflow:
             self.receiver.leave(topic)
         if self._pushes is not None:
             for start in range(0, len(leaving), _BATCH):
-                self._pushes.write(pack("UNSUBSCRIBE", *leaving[start : start + _BATCH]))
+                self._pushes.write(pack(self._dialect.unsubscribe, *leaving[start : start + _BATCH]))
         if len(left) > len(leaving):
             oldest = min(at for _, at in left if at > now - LINGER)
             self._sweeper = self._loop.call_later(max(oldest + LINGER - now, 0.01), self._sweep)
 
     # -- pushes
 
-    def _pushed(self, reply: Any) -> None:
+    def hear(self, reply: Any) -> None:
+        """Take in what the push connection brought."""
         self.heard = True
         if isinstance(reply, ReplyError):
             if self._all_confirmed is None or self._all_confirmed.done():
@@ -140,7 +166,7 @@ class Inflow:
             self.broken(reply)
             return
         kind = reply[0]
-        if kind == b"message":
+        if kind == self._message:
             topic, data = reply[1], reply[2]
             if topic in self._others:
                 if self._fence is not None and data == self._fence[0] and not self._fence[1].done():
@@ -148,7 +174,7 @@ class Inflow:
                 self._other(topic, data)
             else:
                 self.take(topic, data)
-        elif kind == b"subscribe":
+        elif kind == self._subscribed:
             subscription = self._subscriptions.get(reply[1])
             if subscription is not None and not subscription.confirmed.done():
                 subscription.confirmed.set_result(None)
@@ -177,16 +203,28 @@ class Inflow:
             self._behind.append(future)
             await future
 
-    async def resume(self, pushes: Connection, commands: Connection) -> None:
+    def subscribed(self, topic: bytes) -> bool:
+        """Whether pushes of the topic are expected: the server has confirmed, and was not told that we leave."""
+        subscription = self._subscriptions.get(topic)
+        return topic in self._others if subscription is None else subscription.confirmed.done()
+
+    def leave_server(self) -> None:
+        """Tell a server that is still there to push nothing more."""
+        topics = [*self._others, *self._subscriptions]
+        if self._pushes is not None:
+            for start in range(0, len(topics), _BATCH):
+                self._pushes.write(pack(self._dialect.unsubscribe, *topics[start : start + _BATCH]))
+
+    async def resume(self, pushes: Ears, commands: Asking) -> None:
         """Subscribe to all again over new connections; returns when all is confirmed."""
         topics = [*self._others, *self._subscriptions]
         self._unwritten = []
         self._pushes, self._commands = pushes, commands
         self._unconfirmed = set(topics)
         self._all_confirmed = self._loop.create_future()
-        pushes.listen(self._pushed)
+        pushes.listen(self.hear)
         for start in range(0, len(topics), _BATCH):
-            pushes.write(pack("SUBSCRIBE", *topics[start : start + _BATCH]))
+            pushes.write(pack(self._dialect.subscribe, *topics[start : start + _BATCH]))
         await self._all_confirmed
 
     def broken(self, error: Exception) -> None:
@@ -235,7 +273,7 @@ class Inflow:
             log.warning("reading logs failed, connecting anew: %s", error)
             self._commands.drop(error)
 
-    async def _recover(self, commands: Connection) -> None:
+    async def _recover(self, commands: Asking) -> None:
         receiver = self.receiver
         while receiver.recovering:
             wanted = receiver.reads(int(self._clock.now() * 1000))
@@ -254,7 +292,7 @@ class Inflow:
             if not future.done():
                 future.set_result(None)
 
-    async def _read_some(self, commands: Connection, wanted: list[tuple[bytes, int]]) -> None:
+    async def _read_some(self, commands: Asking, wanted: list[tuple[bytes, int]]) -> None:
         starts = [(topic, str(since).encode()) for topic, since in wanted]
         while starts:
             replies = await commands.call(
@@ -270,17 +308,17 @@ class Inflow:
                     following.append((topic, b"(" + entries[-1][0]))
             starts = following
 
-    async def _level(self, commands: Connection) -> None:
+    async def _level(self, commands: Asking) -> None:
         """Wait until all that was pushed before the logs were read is here. Otherwise a frame of one log would overtake
         another of its sender that reached a log which had been read before, and whose push is still on its way."""
         self._fence = b"L" + os.urandom(8), self._loop.create_future()
         data, arrived = self._fence
-        (reply,) = await commands.call(("PUBLISH", self._others[0], data))
+        (reply,) = await commands.call((self._dialect.publish, self._others[0], data))
         if isinstance(reply, ReplyError):
             raise reply
         await arrived
 
-    async def audit(self, commands: Connection) -> None:
+    async def audit(self, commands: Asking) -> None:
         """Look at the last entry of the logs of quiet topics: was everything heard?"""
         quiet = self.receiver.quiet()
         for start in range(0, len(quiet), _BATCH):

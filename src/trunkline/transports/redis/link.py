@@ -1,7 +1,8 @@
-"""The link to one server: one supervisor that keeps two connections, one for commands and one for pushes.
+"""A link: what one node sends to one server, or to one partition of a cluster, and hears from there.
 
-Rules of this room: all trouble ends in one place, ``_lost``, and is mended in one place, ``_run``. After a connection
-comes back, in this order: subscribe to all, show a sign of life, send what is unanswered, read the logs.
+Rules of this room: here is what outlives connections: the chain, the marks, what waits, what is subscribed. Whoever keeps
+the connections (``server.ServerLink``, ``partition.PartitionLink``) gives them to it and takes them away. When there
+are new ones, in this order: subscribe to all, show a sign of life, send what is unanswered, read the logs.
 """
 
 from __future__ import annotations
@@ -9,65 +10,91 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
-import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ...continuity import Receiver, Sender
-from ...errors import ConfigurationError, TransportUnavailable
-from ...transport import Arrivals, Server
+from ...errors import TransportUnavailable
+from ...transport import Arrivals
 from .clock import Clock
-from .connection import Connection, ReplyError, connect, raise_refused, unavailable
+from .connection import ReplyError, raise_refused, unavailable
+from .dialect import PLAIN, Dialect
 from .hosts import Host
-from .identity import identify
 from .inbox import Inbox
-from .inflow import Inflow
+from .inflow import Asking, Ears, Inflow
 from .ops import Op
 from .outbox import Outbox
 from .pace import Pace
 from .readers import Readers
-from .scripts import ALL
-from .sentinel import Sentinels
+from .replicas import Line
 from .topology import Names
 
-__all__ = ["Link"]
+__all__ = ["Link", "Setting"]
 
 log = logging.getLogger("trunkline.redis")
 
 
-class Link:
-    """One server, as seen by one node."""
+@dataclass(frozen=True)
+class Setting:
+    """What all links of one open transport have in common."""
+
+    node: str
+    arrivals: Arrivals
+    expiry: float
+    deadline: float
+    log_length: int
+    wait_replicas: int
+    pace: Pace
+    on_disconnect: Callable[[str], None]
+    on_reconnect: Callable[[str], None]
+
+    @property
+    def retention(self) -> float:
+        """Seconds that logs reach back."""
+        return self.expiry + 10
+
+
+class Link(ABC):
+    """What outlives the connections.
+
+    Args:
+        is_home: The node's inbox is here.
+    """
 
     def __init__(
         self,
         host: Host,
         names: Names,
-        node: str,
-        arrivals: Arrivals,
+        setting: Setting,
         *,
-        expiry: float,
-        deadline: float,
-        log_length: int,
-        pace: Pace,
-        on_disconnect: Callable[[str], None],
-        on_reconnect: Callable[[str], None],
+        is_home: bool = True,
+        dialect: Dialect = PLAIN,
+        redirect: Callable[[Op, str, bool], bool] | None = None,
     ) -> None:
-        self.host, self.names, self._pace, self._deadline = host, names, pace, deadline
-        self._on_disconnect, self._on_reconnect = on_disconnect, on_reconnect
-        self._retention = expiry + 10
-        self.expiry = expiry
-        self._node = node
+        self.host, self.names = host, names
+        self._setting, self._pace, self._arrivals = setting, setting.pace, setting.arrivals
+        self._dialect = dialect
+        self._retention = setting.retention
         self.clock = Clock()
         sid = os.urandom(8)
         self.sid = sid.hex()
-        self._channel = names.node(node)
-        sender: Sender[Op] = Sender(sid, retention=self._retention, window=pace.window)
-        self.outbox = Outbox(host, sender, self.clock, log_length, self._echo)
-        self._sender = sender
+        self._channel = names.node(setting.node)
+        self._sender: Sender[Op] = Sender(sid, retention=self._retention, window=setting.pace.window)
+        self.outbox = Outbox(
+            host,
+            self._sender,
+            self.clock,
+            setting.log_length,
+            self._echo,
+            dialect=dialect,
+            redirect=redirect,
+        )
         self.readers = Readers(self.outbox, names, self._channel, self.sid)
-        self.inbox = Inbox(self.outbox, names.post_keys(node, ""), arrivals, int((pace.life + expiry) * 1000))
-        self._arrivals = arrivals
+        inbox_ttl_ms = int((setting.pace.life + setting.expiry) * 1000)
+        self.inbox = Inbox(self.outbox, names.post_keys(setting.node, ""), setting.arrivals, inbox_ttl_ms)
+        self._is_home = is_home
         #: Names of the topics we subscribe to, for those who are told of gaps.
         self._topics: dict[bytes, str] = {}
         #: Topics that have queues bound to them.
@@ -75,251 +102,112 @@ class Link:
         self._bound_waiters: list[asyncio.Future[None]] = []
         self._news = 0
         self.inflow = Inflow(
-            Receiver(retention=self._retention, patience=pace.patience),
+            Receiver(retention=self._retention, patience=setting.pace.patience),
             self.clock,
             others=(self._channel, names.news),
             deliver=self._deliver,
             gap=self._gap,
             other=self._hear,
+            dialect=dialect,
         )
-        self.inflow.want(self.inbox.keys[0], 0)
-        self._sentinels = Sentinels(host, deadline) if host.sentinels else None
-        self._connections: list[Connection] = []
-        self._down: asyncio.Future[TransportUnavailable] = asyncio.get_running_loop().create_future()
+        if is_home:
+            self.inflow.want(self.inbox.keys[0], 0)
         self._run_id: object = None
-        #: The shared clock when surely everything pushed until then had been heard, and at the last heartbeat.
-        self._alive_ms = self._beat_ms = 0
-        self._probing = False
-        self._task: asyncio.Task[None] | None = None
-        self._open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._tried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._patient = False
+        #: The shared clock when surely everything pushed until then had been heard.
+        self._alive_ms = 0
         #: Whether the server has ever been of use.
         self.met = False
         self._trouble: BaseException | None = None
         self.up = False
+        #: When the connections were lost (``time.monotonic()``).
+        self._left = 0.0
 
-    # -- life
+    def use(self) -> None:  # noqa: B027 - most have nothing to do
+        """It will be used from now on."""
 
-    def start(self) -> None:
-        """Begin to connect."""
-        self._task = asyncio.get_running_loop().create_task(
-            self._run(), name=f"trunkline redis {self.host.address}"
-        )
-
-    async def opened(self) -> None:
-        """Wait for the first connection.
+    @abstractmethod
+    async def meet(self) -> None:
+        """Wait for the server, if that makes sense.
 
         Raises:
-            ConfigurationError: It will never come.
+            TransportUnavailable: It does not.
         """
-        await asyncio.shield(self._open)
-
-    async def tried(self) -> None:
-        """Wait until the first attempt to connect has ended, well or not."""
-        await asyncio.shield(self._tried)
-
-    def keep_trying(self) -> None:
-        """Go on whatever is wrong with the server, until it is mended."""
-        self._patient = True
-
-    async def close(self, error: Exception) -> None:
-        """Finish what is on its way, say good-bye, leave nothing behind."""
-        self.readers.leave()
-        until = time.monotonic() + 1.0
-        while self.up and self.outbox.busy and time.monotonic() < until:  # noqa: ASYNC110 - once, at the end
-            await asyncio.sleep(0.005)
-        if self.up:
-            try:
-                await asyncio.wait_for(self._say_good_bye(self._connections[0]), 1.0)
-            except (TransportUnavailable, TimeoutError):
-                log.info("%s was gone before we could say good-bye", self.host.address)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        if self._sentinels is not None:
-            await self._sentinels.close()
-        self._disconnect()
-        self._fail(error)
-        await asyncio.sleep(0)  # the loop calls connection_lost
-
-    async def _say_good_bye(self, commands: Connection) -> None:
-        inbox, alive, depth = self.inbox.keys[:3]
-        ttl = int(self._pace.life * 1000)
-        await commands.call(("SET", alive, "", "PX", ttl), ("UNLINK", inbox, depth))
 
     def unavailable(self) -> TransportUnavailable:
         """Why it is not up."""
         return unavailable(self.host, self._trouble or "no answer yet")
-
-    def server(self) -> Server:
-        """How it does, as far as is known without asking."""
-        silent = self.clock.now() - self._beat_ms / 1000 if self._beat_ms else None
-        trouble = "" if self.up and self.outbox.flowing else self.outbox.trouble
-        return Server(self.host.address, self.up, silent, trouble, self.outbox.waiting)
-
-    def abandon(self) -> None:
-        """Let go of sockets without a word."""
-        if self._task is not None:
-            self._task._log_destroy_pending = False  # type: ignore[attr-defined] # it ends here, and that is meant
-        if self._sentinels is not None:
-            self._sentinels.abandon()
-        for connection in self._connections:
-            connection.abandon()
 
     def _fail(self, error: Exception) -> None:
         self.outbox.fail(error)
         self.inflow.fail(error)
         self.readers.fail(error)
         self.inbox.close()
-        for future in (self._open, self._tried, *self._bound_waiters):
+        for future in self._bound_waiters:
             if not future.done():
                 future.set_exception(error)
                 future.exception()
 
-    # -- supervision
+    # -- connections come and go
 
-    async def _run(self) -> None:
-        attempt = 0
-        while True:
-            try:
-                await self._connect()
-                attempt = 0
-                trouble = await self._attend()
-            except ConfigurationError as error:
-                if not self.met and not self._patient:
-                    self._open.set_exception(error)
-                    self._open.exception()
-                    self._has_tried()
-                    return
-                trouble = unavailable(self.host, error)
-            except TransportUnavailable as error:
-                trouble = error
-            except TimeoutError as error:
-                trouble = unavailable(self.host, error)
-            except Exception as error:
-                # Whatever it is, a link that stops trying is an outage without end.
-                log.exception("unexpected trouble with %s, connecting anew", self.host.address)
-                trouble = unavailable(self.host, error)
-            self._interrupt(trouble)
-            pause = min(0.02 * 2**attempt, self._pace.backoff) * random.uniform(0.5, 1.0)
-            attempt = min(attempt + 1, 10)
-            await asyncio.sleep(pause)
-
-    def _lost(self, error: TransportUnavailable) -> None:
-        if not self._down.done():
-            self._down.set_result(error)
-            self.inflow.broken(error)
-
-    def _disconnect(self) -> None:
-        if self._sentinels is not None:
-            self._sentinels.stop()
-        for connection in self._connections:
-            connection.drop()
-        self._connections = []
-
-    def _has_tried(self) -> None:
-        if not self._tried.done():
-            self._tried.set_result(None)
-
-    def _interrupt(self, trouble: TransportUnavailable) -> None:
-        self._has_tried()
-        was_up, self.up = self.up, False
-        self._trouble = trouble.__cause__ or trouble
-        self._disconnect()
-        self.outbox.interrupt(self._trouble)
-        self.inflow.interrupt()
-        if was_up:
-            log.warning("lost %s: %s", self.host.address, trouble)
-            self._on_disconnect(self.host.address)
-
-    def _moved(self, master: Host) -> None:
-        """Leave a server that is the master no more, however well it answers."""
-        trouble = ConnectionError(f"the master is {master.address} now")
-        for connection in self._connections:
-            connection.drop(trouble)
-        self._lost(unavailable(self.host, trouble))
-
-    async def _connect(self) -> None:
-        self._down = asyncio.get_running_loop().create_future()
-        server = self.host
-        if self._sentinels is not None:
-            server = await self._sentinels.find()
-            self._sentinels.follow(server, self._moved)
-        name = f"trunkline-{self._node}"
-        for kind in ("commands", "pushes"):
-            self._connections.append(
-                await connect(server, name=f"{name}-{kind}", deadline=self._deadline, on_lost=self._lost)
-            )
-        commands, pushes = self._connections
-        async with asyncio.timeout(self._deadline):
-            run_id = await self._introduce(commands)
-            first = self._run_id is None
-            forgetful = not first and (run_id != self._run_id or run_id == "unknown")
-            if not first:
-                self.inflow.receiver.interrupted(self._alive_ms - 5000)
+    async def _resume(self, pushes: Ears, commands: Asking, line: Line, run_id: str) -> None:
+        first = self._run_id is None
+        forgetful = not first and (run_id != self._run_id or run_id == "unknown")
+        if not first:
+            self.inflow.receiver.interrupted(self._alive_ms - 5000)
+        async with asyncio.timeout(self._setting.deadline):
             try:
                 await self.inflow.resume(pushes, commands)
             except ReplyError as reply:
                 raise_refused(self.host, reply)
             known = await self._show_life(commands)
         self._run_id = run_id
-        self._beat_ms = int(self.clock.now() * 1000)
         if first:
-            self._alive_ms = self._beat_ms
-        if forgetful and not known:
+            self._alive_ms = int(self.clock.now() * 1000)
+        if forgetful and (not known or time.monotonic() - self._left > self._pace.life / 2):
+            # The other nodes may be as late as we are; what is posted to one that gives no sign of life is refused.
             await asyncio.sleep(2 * self._pace.backoff)
         if forgetful or not (known or first):
-            self.inbox.doubt(30.0)
-        self.outbox.resume(commands, forgetful=forgetful)
+            self._doubt()
+        self.outbox.resume(line, forgetful=forgetful)
         self.inbox.flush()
         self.inflow.read_logs()
         self.readers.wake_all()
         self.up = True
-        self._probing = False
-        if self.met or self._patient:
-            log.info("%s is back", self.host.address)
-        if self.met:
-            self._on_reconnect(self.host.address)
-        else:
-            self.met = True
-            self._open.set_result(None)
-            self._has_tried()
 
-    async def _introduce(self, commands: Connection) -> str:
-        """Learn who the server is, teach it our scripts; returns what changes when it may have lost data."""
-        asked = time.monotonic()
-        replies = await commands.call(("TIME",))
-        if isinstance(replies[0], ReplyError):
-            raise_refused(self.host, replies[0])
-        self._set_clock(replies[0], asked)
-        scripts = [("SCRIPT", "LOAD", script.text) for script in ALL]
-        info, *loaded = await commands.call(("INFO",), *scripts)
-        for reply in loaded:
-            if isinstance(reply, ReplyError):
-                raise_refused(self.host, reply)
-        return identify(self.host, info, first=self._run_id is None)
+    def _interrupted(self, trouble: TransportUnavailable) -> bool:
+        """The connections are gone, or belong to others now; returns whether they were of use."""
+        was_up, self.up = self.up, False
+        if was_up:
+            self._left = time.monotonic()
+        self._trouble = trouble.__cause__ or trouble
+        self.outbox.interrupt(self._trouble)
+        self.inflow.interrupt()
+        return was_up
 
-    def _set_clock(self, reply: list[bytes], asked: float) -> None:
+    def _set_clock(self, reply: list[bytes], asked: float) -> int:
         jump_ms = int(self.clock.learn(reply, asked, time.monotonic()) * 1000)
-        if jump_ms < -100:
-            # Another server, or a clock set back: what comes now may look older than what we had.
-            self.inflow.receiver.rebase(int(self.clock.now() * 1000))
-            self._alive_ms += jump_ms
-            self._beat_ms += jump_ms
+        if jump_ms >= -100:
+            return 0
+        # Another server, or a clock set back: what comes now may look older than what we had.
+        self.inflow.receiver.rebase(int(self.clock.now() * 1000))
+        self._alive_ms += jump_ms
+        return jump_ms
 
-    async def _show_life(self, commands: Connection) -> bool:
+    def _sign(self) -> tuple[tuple[bytes | str | int, ...], ...]:
+        """The commands that give our sign of life; the first answers with the last one."""
+        inbox, alive, depth = self.inbox.keys[:3]
+        return (
+            ("SET", alive, self.sid, "PX", int(self._pace.life * 1000), "GET"),
+            ("PEXPIRE", inbox, self.inbox.ttl_ms),
+            ("PEXPIRE", depth, self.inbox.ttl_ms),
+        )
+
+    async def _show_life(self, commands: Asking) -> bool:
         """The sign of life; True when the server had the last one still."""
-        _, alive, depth = self.inbox.keys[:3]
-        ttl = int(self._pace.life * 1000)
         now = int(self.clock.now() * 1000)
         asked, news = time.monotonic(), self._news
         time_, bound, was, *_ = await commands.call(
-            ("TIME",),
-            ("ZRANGEBYSCORE", self.names.bound, now, "+inf"),
-            ("SET", alive, self.sid, "PX", ttl, "GET"),
-            ("PEXPIRE", self.inbox.keys[0], self.inbox.ttl_ms),
-            ("PEXPIRE", depth, self.inbox.ttl_ms),
+            ("TIME",), ("ZRANGEBYSCORE", self.names.bound, now, "+inf"), *self._sign()
         )
         if isinstance(time_, list):
             self._set_clock(time_, asked)
@@ -334,48 +222,22 @@ class Link:
             raise_refused(self.host, was)
         return True  # it cannot say; it works and will remember us when it can
 
-    async def _attend(self) -> TransportUnavailable:
-        """Look after a link that works, until it does not."""
-        pace, down = self._pace, self._down
-        now = time.monotonic()
-        beat, audit, rotate = now + pace.heartbeat, now + pace.audit, now + 2 * self._retention
-        while True:
-            await asyncio.wait([down], timeout=pace.heartbeat * random.uniform(0.3, 0.5))
-            if down.done():
-                return down.result()
-            self.readers.wake_all()
-            now = time.monotonic()
-            if self._connections[
-                0
-            ].idle:  # a server that owes answers may be gone, and what it answered with it
-                self._sender.prune(now)
-            self.inbox.flush()
-            if now >= beat:
-                beat = now + pace.heartbeat
-                await self._beat()
-            if now >= audit:
-                audit = now + pace.audit
-                await self.inflow.audit(self._connections[0])
-            if now >= rotate:
-                rotate = now + 2 * self._retention
-                self.inflow.receiver.rotate()
-
-    async def _beat(self) -> None:
-        commands = self._connections[0]
+    async def _beat_life(self, commands: Asking) -> None:
+        """Show it again, to a server that should know us."""
         if not await self._show_life(commands):
             # It forgot us without going away: somebody emptied it. Logs made since then have no time to live.
-            self.inbox.doubt(30.0)
+            self._doubt()
             await commands.call(("PING",), *self.outbox.renew(self._retention))
         self.inbox.tell_truth()
-        beat_ms, self._beat_ms = self._beat_ms, int(self.clock.now() * 1000)
-        if self.inflow.heard or not self._pace.probe:
-            self._alive_ms = beat_ms
-            self.inflow.heard = self._probing = False
-        elif self._probing:
-            raise unavailable(self.host, "the push connection is silent")
-        else:
-            self._probing = True
-            await commands.call(("PUBLISH", self._channel, b"P"))
+
+    def _doubt(self) -> None:
+        if self._is_home:
+            self.inbox.doubt(30.0)
+
+    async def _say_good_bye(self, commands: Asking) -> None:
+        inbox, alive, depth = self.inbox.keys[:3]
+        ttl = int(self._pace.life * 1000)
+        await commands.call(("SET", alive, "", "PX", ttl), ("UNLINK", inbox, depth))
 
     # -- arrivals
 
@@ -423,25 +285,6 @@ class Link:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._bound_waiters.append(future)
             await future
-
-    async def flush(self) -> None:
-        """Forget all keys of the prefix but the signs of life."""
-        commands = self._connections[0] if self.up else None
-        if commands is None:
-            raise unavailable(self.host, "the connection is down")
-        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", self.names.root) + "{*"
-        cursor: bytes = b"0"
-        while True:
-            (reply,) = await commands.call(("SCAN", cursor, "MATCH", pattern, "COUNT", 1000))
-            if isinstance(reply, ReplyError):
-                raise unavailable(self.host, reply)
-            cursor, keys = reply
-            doomed = [key for key in keys if b"}a:" not in key]
-            if doomed:
-                await commands.call(("UNLINK", *doomed))
-            if cursor == b"0":
-                break
-        await commands.call(("PUBLISH", self.names.news, b"F"))
 
     # -- topics
 

@@ -25,6 +25,9 @@ FOR_EVER = float("inf")
 class Op(Sent):
     """One operation and the future its caller waits for."""
 
+    #: It has no answer to give before enough replicas have it; others then tell that they have not.
+    patient = False
+
     __slots__ = ("expires", "future", "outbox", "want")
 
     def __init__(
@@ -52,6 +55,18 @@ class Op(Sent):
     def answered(self, replies: list[Any]) -> None:
         self.outbox.answered(self, replies)
 
+    def short(self, replies: list[Any], error: TransportUnavailable) -> None:
+        """As ``answered``, but too few replicas have it."""
+        self.outbox.short(self, replies, error)
+
+    def fall_short(self, result: Any, error: TransportUnavailable) -> None:
+        """Tell the caller that too few replicas have it; what changed nothing needs none."""
+        if not self.future.done():
+            if result is False or self.expires == FOR_EVER:
+                self.future.set_result(result)
+            else:
+                self.future.set_exception(error)
+
     def lost(self, error: TransportUnavailable) -> None:
         """Nothing to do: the outbox sends it again."""
 
@@ -74,7 +89,7 @@ class Publish(Op):
         oldest = str(int((outbox.clock.now() - self.retention) * 1000))
         # The log first: whatever was pushed can then be read.
         append = (b"XADD", topic or b"", b"MINID", b"~", oldest, b"*", b"d", frame)
-        push = (b"PUBLISH", topic or b"", frame)
+        push = (outbox.dialect.publish, topic or b"", frame)
         packed = outbox.upkeep(topic or b"", len(frame), self.retention)
         if self.bindings is not None:
             packed.append(pack(b"HGETALL", self.bindings))
@@ -90,7 +105,7 @@ class Publish(Op):
 class ScriptOp(Op):
     """Run a script whose arguments are known beforehand, but for its own number."""
 
-    __slots__ = ("_args", "_keys", "_script", "numbered")
+    __slots__ = ("_args", "_keys", "_script", "numbered", "patient")
 
     def __init__(
         self,
@@ -101,15 +116,23 @@ class ScriptOp(Op):
         *,
         ttl: float = FOR_EVER,
         numbered: bool = False,
+        patient: bool = False,
         future: asyncio.Future[Any] | None = None,
     ) -> None:
         super().__init__(outbox, None, b"", ttl, future)
         self._script, self._keys, self._args = script, keys, args
-        self.numbered = numbered
+        self.numbered, self.patient = numbered, patient
 
     def commands(self) -> bytes:
         number: tuple[int, ...] = (self.seq,) if self.numbered else ()
-        return pack(b"EVALSHA", self._script.sha, len(self._keys), *self._keys, *number, *self._args)
+        return pack(
+            b"EVALSHA",
+            self.outbox.dialect.sha(self._script),
+            len(self._keys),
+            *self._keys,
+            *number,
+            *self._args,
+        )
 
 
 class PlainOp(Op):
@@ -151,7 +174,8 @@ class Post(Op):
             capacity = 0  # it was refused or given up: only its place in the chain is filled
         pack_all = pack if len(self.body) < LARGE else pack_large
         return pack_all(
-            b"EVALSHA", POST.sha, 5, *self._keys, sender.frame(self), sender.void(self), self.channel, capacity,
+            b"EVALSHA", self.outbox.dialect.sha(POST), 5, *self._keys,
+            sender.frame(self), sender.void(self), self.channel, capacity,
             int((self.outbox.clock.now() - self.retention) * 1000), self.seq, sender.floor,
             int(self.retention * 1000) + 60_000, self.outbox.excess(self._keys[0], len(self.body)),
         )  # fmt: skip
@@ -182,11 +206,13 @@ class Push(Op):
         self.keys = keys
         self.queue, self.capacity, self.ttl = queue, capacity, ttl
 
-    def decide(self, accepted: bool) -> None:
+    def decide(self, accepted: bool, error: Exception | None = None) -> None:
         """Tell the caller."""
         if self.future.done():
             return
-        if accepted:
+        if accepted and error is not None:
+            self.future.set_exception(error)
+        elif accepted:
             self.future.set_result(None)
         else:
             self.future.set_exception(
@@ -222,12 +248,16 @@ class Batch(Op):
         self.pushes.append(push)
         return True
 
+    def fall_short(self, result: int, error: TransportUnavailable) -> None:
+        if isinstance(self.future, _Fates) and not self.future.done():
+            self.future.decide(result, error)
+
     def commands(self) -> bytes | list[bytes]:
         first = self.pushes[0]
         ttl = max(int(first.ttl * 1000), 1)
         pack_all = pack if len(first.body) < LARGE else pack_large
         return pack_all(
-            b"EVALSHA", PUSH.sha, 5, *first.keys,
+            b"EVALSHA", self.outbox.dialect.sha(PUSH), 5, *first.keys,
             first.capacity, ttl, self.seq, self.outbox.sender.floor, ttl + 60_000,
             *[push.body for push in self.pushes],
         )  # fmt: skip
@@ -241,9 +271,12 @@ class _Fates(asyncio.Future[int]):
         self._batch = batch
 
     def set_result(self, result: int) -> None:
-        super().set_result(result)
+        self.decide(result)
+
+    def decide(self, count: int, error: Exception | None = None) -> None:
+        super().set_result(count)
         for place, push in enumerate(self._batch.pushes):
-            push.decide(place < result)
+            push.decide(place < count, error)
 
     def set_exception(self, exception: type[BaseException] | BaseException) -> None:
         super().set_exception(exception)

@@ -16,16 +16,18 @@ from typing import Any
 from ...continuity import Sender
 from ...errors import ChannelFull, TransportUnavailable
 from .clock import Clock
-from .connection import Connection, ReplyError, pack, unavailable
+from .connection import ReplyError, pack, unavailable
+from .dialect import PLAIN, Dialect
 from .hosts import Host
 from .ops import FOR_EVER, Batch, Op, Push
-from .scripts import ALL
+from .replicas import Line
 
 __all__ = ["Outbox"]
 
 #: Refusals that pass: the server starts, saves its memory, runs a long script, changes its role.
 _PASSING = (
     "LOADING", "OOM", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "NOSCRIPT", "READONLY",
+    "MOVED", "ASK",
 )  # fmt: skip
 
 #: What may wait in an outage.
@@ -51,23 +53,39 @@ class Outbox:
 
     Args:
         echo: Gets every operation of a chain when the server has answered it, in the order of the chain.
+        dialect: The words of pub/sub there.
+        redirect: In a cluster: gets every refusal that passes, and whether the operation is the only one on its way. It
+            returns True when it has sent the operation elsewhere.
     """
 
     #: Seconds between two attempts at a server that refuses.
     PAUSE = 0.05
 
     def __init__(
-        self, host: Host, sender: Sender[Op], clock: Clock, log_length: int, echo: Callable[[Op], None]
+        self,
+        host: Host,
+        sender: Sender[Op],
+        clock: Clock,
+        log_length: int,
+        echo: Callable[[Op], None],
+        *,
+        dialect: Dialect = PLAIN,
+        redirect: Callable[[Op, str, bool], bool] | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.sender = sender
         self.clock = clock
         self._host = host
         self._echo = echo
+        self.dialect = dialect
+        self._redirect = redirect
         self.log_length = log_length
-        self._connection: Connection | None = None
+        self._connection: Line | None = None
         self.flowing = False
         self._trial: Op | None = None
+        #: The last trial was sent elsewhere, so the next ones may be too.
+        self._elsewhere = False
+        self._fence: _Fence | None = None
         self._trouble: BaseException | str = "not connected yet"
         self._waiting: deque[Op] = deque()
         self._waiting_bytes = 0
@@ -186,20 +204,47 @@ class Outbox:
         else:
             if not future.done():
                 future.set_result(result)
+        self._done(op)
+
+    def short(self, op: Op, replies: list[Any], error: TransportUnavailable) -> None:
+        """The server did it, but too few replicas have it: tell, or do it again until they have."""
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                self._refused(op, reply)
+                return
+        if op.patient:
+            self._refused(op, ReplyError(f"NOREPLICAS {error}"))
+            return
+        try:
+            op.fall_short(op.conclude(replies), error)
+        except ChannelFull as full:
+            if not op.future.done():
+                op.future.set_exception(full)
+        self._done(op)
+
+    def _done(self, op: Op) -> None:
         if op.topic is not None:
             self._echo(op)
         self.sender.answer(op, time.monotonic())
         if op is self._trial:
             self._trial = None
-            self._flow(after=op)
+            if self._elsewhere:
+                self._elsewhere = False
+                self._try()
+            else:
+                self._flow(after=op)
 
     def _refused(self, op: Op, reply: Exception) -> None:
         text = str(reply)
         self._trouble = reply
+        passing = text.startswith(_PASSING)
+        if passing and self._redirect is not None and self._redirect(op, text, op is self._trial):
+            self._elsewhere = True
+            return
         if op is self._trial:
             self._trial = None
             self.loop.call_later(self.PAUSE, self._try)
-        if not text.startswith(_PASSING):
+        if not passing:
             if op.topic is not None:
                 self.sender.forget(op.topic)
                 op.topic = None
@@ -210,23 +255,41 @@ class Outbox:
         if self.flowing:
             self.flowing = False
             self._arm()
-            self.loop.call_later(self.PAUSE, self._try)
+            self.loop.call_later(0 if text.startswith("ASK") else self.PAUSE, self._try)
         if text.startswith("READONLY") and self._connection is not None:
             self._connection.drop(reply)
 
     # -- stalls and outages
 
+    def untried(self, op: Op) -> None:
+        """What ``redirect`` sent elsewhere did not get there."""
+        if op is self._trial:
+            self._trial = None
+            self._elsewhere = False
+            self.loop.call_later(self.PAUSE, self._try)
+
     def _try(self) -> None:
         """Send the oldest unanswered operation; the others follow when it gets through."""
         connection = self._connection
-        if connection is None or self.flowing or self._trial is not None:
+        if connection is None or self.flowing or self._trial is not None or self._fence is not None:
             return
         if not connection.idle:
-            self.loop.call_later(self.PAUSE, self._try)
+            # Others may keep the connection busy: what was asked of it before this has an answer before it.
+            self._fence = _Fence(self._fenced)
+            connection.send(pack("PING"), self._fence)
             return
+        self._try_now(connection)
+
+    def _fenced(self, fence: _Fence) -> None:
+        if fence is self._fence:
+            self._fence = None
+            if self._connection is not None and not self.flowing and self._trial is None:
+                self._try_now(self._connection)
+
+    def _try_now(self, connection: Line) -> None:
         if str(self._trouble).startswith("NOSCRIPT"):
-            for script in ALL:
-                connection.send(pack("SCRIPT", "LOAD", script.text), _Unheeded())
+            for command in self.dialect.load_commands():
+                connection.send(pack(*command), _Unheeded())
         self.forget_logs()
         unanswered = self.sender.unanswered()
         if unanswered:
@@ -249,10 +312,11 @@ class Outbox:
             if not op.future.done():
                 self._send_new(op)
 
-    def resume(self, connection: Connection, *, forgetful: bool) -> None:
+    def resume(self, connection: Line, *, forgetful: bool) -> None:
         """Go on over a new connection. ``forgetful``: the server may have lost what it answered."""
         self._connection = connection
-        self._trial = None
+        self._trial = self._fence = None
+        self._elsewhere = False
         if forgetful:
             self.sender.replay()
         self._flow()
@@ -261,7 +325,8 @@ class Outbox:
         """The connection is gone."""
         self._connection = None
         self.flowing = False
-        self._trial = None
+        self._trial = self._fence = None
+        self._elsewhere = False
         self._trouble = trouble
         self._arm()
 
@@ -315,6 +380,21 @@ class Outbox:
                 else:
                     self.sender.give_up(op)
         self._arm()
+
+
+class _Fence:
+    """A request whose answer comes behind those of all before it."""
+
+    want = 1
+
+    def __init__(self, reached: Callable[[_Fence], None]) -> None:
+        self._reached = reached
+
+    def answered(self, replies: list[Any]) -> None:
+        self._reached(self)
+
+    def lost(self, error: TransportUnavailable) -> None:
+        pass
 
 
 class _Unheeded:

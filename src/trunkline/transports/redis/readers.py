@@ -113,7 +113,7 @@ class _Line:
         count = max(len(self._waiting), self._most)
         asked = _Asked(self, count, self._outbox.loop)
         args: list[bytes | str | int] = [self.slot, next(self._requests), self._member, _MEMORY_MS, count]
-        self._take = ScriptOp(self._outbox, TAKE, self._keys, args, future=asked)
+        self._take = ScriptOp(self._outbox, TAKE, self._keys, args, patient=True, future=asked)
         self._outbox.submit(self._take)
 
     def give(self, frames: list[_Given], count: int) -> None:
@@ -205,7 +205,7 @@ class _Line:
         args: list[bytes | str | int] = [self.slot, next(self._requests), self._member, _MEMORY_MS]
         args += [deadline for deadline, _ in back]
         args += [frame for _, frame in back]
-        self._outbox.submit(ScriptOp(self._outbox, LEAVE, self._keys, args))
+        self._outbox.submit(ScriptOp(self._outbox, LEAVE, self._keys, args, patient=True))
 
     def fail(self, error: BaseException) -> None:
         """Tell whoever waits."""

@@ -7,14 +7,17 @@ on it, whatever their version, so nothing here may ever give another answer.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import zlib
 from collections.abc import Sequence
 
-__all__ = ["PARTITIONS", "TAGS", "Names", "owners", "partition"]
+__all__ = ["PARTITIONS", "TAGS", "Names", "owners", "partition", "partition_of_key", "slot"]
 
 PARTITIONS = 256
+#: Of a cluster.
+SLOTS = 16384
 
 #: Tag number i hashes (CRC16) to the middle of the i-th of 256 equal parts of a cluster's 16384 slots.
 _TAGS = """
@@ -37,6 +40,19 @@ TAGS = _TAGS.split()
 def partition(name: str) -> int:
     """The partition of a topic, node or queue."""
     return zlib.crc32(name.encode()) & 255
+
+
+_PLACES = {tag.encode(): place for place, tag in enumerate(TAGS)}
+
+
+def partition_of_key(key: bytes) -> int | None:
+    """The partition of a key or pub/sub channel, by its tag; None when it is none of ours."""
+    return _PLACES.get(key[key.find(b"{") + 1 : key.find(b"}")])
+
+
+def slot(number: int) -> int:
+    """The slot of a cluster in which a partition lives."""
+    return number * SLOTS // PARTITIONS + SLOTS // PARTITIONS // 2
 
 
 def owners(servers: Sequence[str]) -> list[int]:
@@ -67,10 +83,24 @@ class Names:
         self.topic = remembered(self._topic)
         self.post_keys = remembered(self._post_keys)
         self.push_keys = remembered(self._push_keys)
+        #: What the keys of the server itself are tagged by; None: by their names.
+        self._place: int | None = None
         #: What happens to this prefix on this server: a queue was bound, everything was flushed.
         self.news = self._key("news", "")
         #: Topics with bindings.
         self.bound = self._key("bound", "")
+
+    def of(self, place: int) -> Names:
+        """The same for one partition that lives by itself: what was the server's is the partition's."""
+        names = copy.copy(self)
+        names._place = place
+        names.news, names.bound = names._own("news", ""), names._own("bound", "")
+        return names
+
+    def _own(self, kind: str, name: str) -> bytes:
+        if self._place is None:
+            return self._key(kind, name)
+        return f"{self.root}{{{TAGS[self._place]}}}{kind}:{name}".encode()
 
     def _key(self, kind: str, name: str, tag_of: str = "") -> bytes:
         return f"{self.root}{{{TAGS[partition(tag_of or name)]}}}{kind}:{name}".encode()
@@ -84,7 +114,11 @@ class Names:
 
     def node(self, node: str) -> bytes:
         """Pub/sub channel by which a node hears its own probes and is woken."""
-        return self._key("n", node)
+        return self._own("n", node)
+
+    def mark(self, node: str) -> bytes:
+        """What a node leaves in a partition it uses: when it is gone, all may be."""
+        return self._own("m", node)
 
     def inbox(self, node: str) -> bytes:
         """The log and the pub/sub channel of what is posted to a node."""

@@ -13,13 +13,15 @@ from urllib.parse import parse_qsl, urlencode, urlunsplit
 from ...errors import ConfigurationError, LayerClosed, TransportUnavailable
 from ...settings import split_url
 from ...transport import Arrivals, Finding, Server, Transport
+from .cluster import Cluster
 from .doctor import examine
-from .hosts import URL_KEYS, Host, parse_hosts
+from .hosts import URL_KEYS, Host, in_cluster, parse_hosts
 from .inbox import pack_post
-from .link import Link
+from .link import Link, Setting
 from .ops import Op, PlainOp, Post, Publish, Push, ScriptOp
 from .pace import Pace
 from .scripts import BIND
+from .server import ServerLink
 from .topology import Names, owners, partition
 
 __all__ = ["RedisTransport"]
@@ -43,6 +45,8 @@ class RedisTransport(Transport):
         deadline: Seconds that a server may owe an answer before its connection is dropped.
         read_hosts: Servers that names are still, or already, read from while ``hosts`` is being changed.
         log_length: Frames kept for one topic at most, roughly; a shorter log shortens the outages that lose nothing.
+        cluster: ``hosts`` are some nodes of one cluster; it tells of the others.
+        wait_replicas: Replicas that must have what is sent, before it counts as sent.
         on_disconnect: Called when a connection is lost, with the server's address if it takes an argument.
         on_reconnect: Called when it is back.
 
@@ -62,12 +66,15 @@ class RedisTransport(Transport):
         deadline: float = 5.0,
         read_hosts: Any = None,
         log_length: int = 10_000,
+        cluster: bool | None = None,
+        wait_replicas: int = 0,
         on_disconnect: Callable[..., Any] | None = None,
         on_reconnect: Callable[..., Any] | None = None,
         _pace: Pace | None = None,
     ) -> None:
         self._hosts = parse_hosts(hosts)
         self._read_hosts = [] if read_hosts is None else parse_hosts(read_hosts, "read_hosts")
+        self._hosts = in_cluster(self._hosts, cluster, self._read_hosts)
         if not isinstance(prefix, str) or not prefix or "{" in prefix:
             raise ConfigurationError(f"prefix is a str that is not empty and has no '{{', not {prefix!r}")
         self._prefix = prefix
@@ -75,11 +82,17 @@ class RedisTransport(Transport):
         self._connect_timeout = _positive("connect_timeout", connect_timeout)
         self._deadline = _positive("deadline", deadline)
         self._log_length = math.ceil(_positive("log_length", log_length))
+        if type(wait_replicas) is not int or not 0 <= wait_replicas <= 100:
+            raise ConfigurationError(
+                f"wait_replicas is a whole number of replicas, 0 to 100, not {wait_replicas!r}"
+            )
+        self._wait_replicas = wait_replicas
         self._on_disconnect = _hook("on_disconnect", on_disconnect)
         self._on_reconnect = _hook("on_reconnect", on_reconnect)
         self._pace = _pace or Pace()
         self._node = ""
-        self._links: list[Link] = []
+        self._links: list[ServerLink] = []
+        self._cluster: Cluster | None = None
         self._writes: list[Link] = []
         self._reads: list[tuple[Link, ...]] = []
 
@@ -97,7 +110,14 @@ class RedisTransport(Transport):
         known = inspect.signature(cls.__init__).parameters
         for_host = []
         for key, value in parse_qsl(parts.query):
-            if key in known and key not in ("hosts", "read_hosts", "on_disconnect", "on_reconnect", "_pace"):
+            if key in known and key not in (
+                "hosts",
+                "read_hosts",
+                "cluster",
+                "on_disconnect",
+                "on_reconnect",
+                "_pace",
+            ):
                 options.setdefault(key, value if key == "prefix" else _parse_number(key, value))
             else:
                 for_host.append((key, value))
@@ -111,17 +131,24 @@ class RedisTransport(Transport):
 
     def __repr__(self) -> str:
         servers = ", ".join(host.address for host in self._hosts)
-        return f"<RedisTransport {servers} prefix={self._prefix!r} {'open' if self._links else 'closed'}>"
+        return f"<RedisTransport {servers} prefix={self._prefix!r} {'open' if self._writes else 'closed'}>"
 
     # -- life
 
     async def open(self, node: str, arrivals: Arrivals) -> None:
         self._node = node
         for host in self._hosts + self._read_hosts:
-            for server in (host, *host.sentinels):
+            for server in (host, *host.sentinels, *host.seeds):
                 server.context()  # a wrong certificate file is told now, not in the background
+        if self._hosts[0].seeds:
+            await self._open_cluster(self._hosts[0], arrivals)
+            return
         by_identity = {host.identity: host for host in self._hosts + self._read_hosts}
-        links = {identity: self._make_link(host, arrivals) for identity, host in by_identity.items()}
+        setting = self._setting(arrivals)
+        links = {
+            identity: ServerLink(host, Names(self._prefix, host.db), setting)
+            for identity, host in by_identity.items()
+        }
         self._links = list(links.values())
         self._writes, self._reads = self._route(links)
         for link in self._links:
@@ -131,6 +158,16 @@ class RedisTransport(Transport):
         except BaseException:
             await self.close()
             raise
+
+    async def _open_cluster(self, host: Host, arrivals: Arrivals) -> None:
+        self._cluster = Cluster(host, Names(self._prefix, 0), self._setting(arrivals))
+        try:
+            await self._cluster.open(self._connect_timeout)
+        except BaseException:
+            await self.close()
+            raise
+        self._writes = list(self._cluster.links)
+        self._reads = [(link,) for link in self._writes]
 
     async def _meet(self) -> None:
         """Wait until every server was tried and one has answered."""
@@ -158,42 +195,48 @@ class RedisTransport(Transport):
             text = "%s of %d servers did not answer: names that live there cannot be used until it does (%s)"
             log.warning(text, addresses, len(self._links), missing[0].unavailable())
 
-    def _make_link(self, host: Host, arrivals: Arrivals) -> Link:
-        return Link(
-            host,
-            Names(self._prefix, host.db),
+    def _setting(self, arrivals: Arrivals) -> Setting:
+        return Setting(
             self._node,
             arrivals,
             expiry=self._expiry,
             deadline=self._deadline,
             log_length=self._log_length,
+            wait_replicas=self._wait_replicas,
             pace=self._pace,
             on_disconnect=self._on_disconnect,
             on_reconnect=self._on_reconnect,
         )
 
-    def _route(self, links: dict[str, Link]) -> tuple[list[Link], list[tuple[Link, ...]]]:
+    def _route(self, links: dict[str, ServerLink]) -> tuple[list[Link], list[tuple[Link, ...]]]:
         identities = [host.identity for host in self._hosts]
-        writes = [links[identities[place]] for place in owners(identities)]
+        writes: list[Link] = [links[identities[place]] for place in owners(identities)]
         olds = [host.identity for host in self._read_hosts]
-        also = [links[olds[place]] for place in owners(olds)] if olds else writes
+        also: list[Link] = [links[olds[place]] for place in owners(olds)] if olds else writes
         return writes, [tuple(dict.fromkeys(pair)) for pair in zip(writes, also, strict=True)]
 
     async def close(self) -> None:
         links, self._links = self._links, []
+        cluster, self._cluster = self._cluster, None
         self._writes, self._reads = [], []
-        await asyncio.gather(*(link.close(LayerClosed()) for link in links))
+        await asyncio.gather(*(each.close(LayerClosed()) for each in (*links, cluster) if each is not None))
 
     def abandon(self) -> None:
         links, self._links = self._links, []
+        cluster, self._cluster = self._cluster, None
         self._writes, self._reads = [], []
-        for link in links:
-            link.abandon()
+        for each in (*links, cluster):
+            if each is not None:
+                each.abandon()
 
     def servers(self) -> list[Server]:
+        if self._cluster is not None:
+            return self._cluster.servers()
         return [link.server() for link in self._links]
 
     def now(self) -> float:
+        if self._cluster is not None and self._writes:
+            return self._cluster.clock.now()
         for link in self._links:
             if link.clock.set:
                 return link.clock.now()
@@ -202,20 +245,27 @@ class RedisTransport(Transport):
     # -- routing
 
     def _write(self, name: str) -> Link:
+        """Where a name lives. Once its server has answered (``met``), outages are waited out."""
         if not self._writes:
             raise LayerClosed("the transport is not open")
-        return _met(self._writes[partition(name)])
+        return self._writes[partition(name)]
 
     def _read(self, name: str) -> tuple[Link, ...]:
         if not self._reads:
             raise LayerClosed("the transport is not open")
         return self._reads[partition(name)]
 
+    async def _met(self, name: str) -> tuple[Link, ...]:
+        links = self._read(name)
+        for link in links:
+            if not link.met:
+                await link.meet()
+        return links
+
     # -- topics
 
     async def subscribe(self, topic: str) -> None:
-        links = [_met(link) for link in self._read(topic)]
-        for link in links:
+        for link in await self._met(topic):
             await link.subscribe(topic)
 
     async def unsubscribe(self, topic: str) -> None:
@@ -224,6 +274,8 @@ class RedisTransport(Transport):
 
     async def publish(self, topic: str, frame: bytes, ttl: float) -> Sequence[str]:
         link = self._write(topic)
+        if not link.met:
+            await link.meet()
         names = link.names
         bindings = names.bindings(topic) if topic in link.bound else None
         op = Publish(link.outbox, names.topic(topic), frame, ttl, max(ttl, self._expiry), bindings)
@@ -260,6 +312,8 @@ class RedisTransport(Transport):
 
     async def post(self, node: str, channel: str, frame: bytes, capacity: int | None, ttl: float) -> bool:
         link = self._write(node)
+        if not link.met:
+            await link.meet()
         keys = link.names.post_keys(node, link.sid)
         body = pack_post(channel, capacity, frame)
         op = Post(link.outbox, keys, body, channel, capacity, ttl, max(ttl, self._expiry))
@@ -269,25 +323,29 @@ class RedisTransport(Transport):
 
     def taken(self, channel: str, count: int) -> None:
         name = channel.encode()
-        for link in self._links:
+        links: Sequence[Link] = self._links if self._cluster is None else (self._cluster.home_link,)
+        for link in links:
             count = link.inbox.taken(name, count)
             if not count:
                 return
 
     # -- queues
 
-    def _push(self, queue: str, frame: bytes, capacity: int, ttl: float) -> Push:
-        link = self._write(queue)
+    def _push(self, link: Link, queue: str, frame: bytes, capacity: int, ttl: float) -> Push:
         op = Push(link.outbox, link.names.push_keys(queue, link.sid), queue, frame, capacity, ttl)
         link.outbox.submit(op)
         return op
 
     async def push(self, queue: str, frame: bytes, capacity: int, ttl: float) -> None:
-        await self._push(queue, frame, capacity, ttl).future
+        link = self._write(queue)
+        if not link.met:
+            await link.meet()
+        await self._push(link, queue, frame, capacity, ttl).future
 
     async def pull(self, queue: str) -> bytes:
         links = self._read(queue)
         if len(links) == 1:
+            links[0].use()
             return await links[0].readers.pull(queue)
         return await self._pull_any(queue, links)
 
@@ -304,12 +362,12 @@ class RedisTransport(Transport):
             outcomes = await asyncio.gather(*pulls, return_exceptions=True)
             # Two can come at once, or one with our own cancellation: what nobody takes goes back.
             for frame in [outcome for outcome in outcomes if isinstance(outcome, bytes)][len(taken) :]:
-                self._push(queue, frame, _NO_BOUND, self._expiry)
+                self._push(self._write(queue), queue, frame, _NO_BOUND, self._expiry)
         return taken[0]
 
     async def bind(self, topic: str, queue: str, capacity: int, ttl: float) -> None:
         ops: list[Op] = []
-        for link in map(_met, self._read(topic)):
+        for link in await self._met(topic):
             names = link.names
             args: list[bytes | str | int] = [queue, capacity, max(int(ttl * 1000), 1), topic, names.news]
             keys = (names.bindings(topic), names.bound)
@@ -321,25 +379,16 @@ class RedisTransport(Transport):
             await link.hear_of(topic)
 
     async def unbind(self, topic: str, queue: str) -> None:
-        for link in map(_met, self._read(topic)):
+        for link in await self._met(topic):
             op: Op = PlainOp(link.outbox, "HDEL", link.names.bindings(topic), queue)
             link.outbox.submit(op)
             await op.future
 
     async def flush(self) -> None:
+        if self._cluster is not None:
+            await self._cluster.flush()
         for link in self._links:
             await link.flush()
-
-
-def _met(link: Link) -> Link:
-    """A link whose server has answered at least once: from then on outages are waited out.
-
-    Raises:
-        TransportUnavailable: It never has.
-    """
-    if not link.met:
-        raise link.unavailable()
-    return link
 
 
 def _positive(key: str, value: Any) -> float:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 from importlib.resources import files
 
-__all__ = ["ALL", "BIND", "LEAVE", "POST", "PUSH", "TAKE", "TAKEN", "TRUTH", "Script"]
+__all__ = ["BIND", "LEAVE", "POST", "PUSH", "TAKE", "TAKEN", "TRUTH", "Script", "load_commands"]
 
 
 class Script:
-    """One script."""
+    """One script, in two forms: with ordinary pub/sub, and with that of a cluster's shards."""
 
     def __init__(self, name: str) -> None:
         self.text = (files(__name__) / f"{name}.lua").read_text(encoding="utf-8")
+        self.sharded_text = self.text.replace("'PUBLISH'", "'SPUBLISH'").replace("'NUMSUB'", "'SHARDNUMSUB'")
         #: How the server names it: the digest is part of its protocol, nothing is kept secret by it.
-        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        self.sha, self.sharded_sha = (
+            hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+            for text in (self.text, self.sharded_text)
+        )
 
 
 POST = Script("post")
@@ -25,4 +29,9 @@ TAKEN = Script("taken")
 TRUTH = Script("truth")
 BIND = Script("bind")
 
-ALL = (POST, PUSH, TAKE, LEAVE, TAKEN, TRUTH, BIND)
+_ALL = (POST, PUSH, TAKE, LEAVE, TAKEN, TRUTH, BIND)
+
+
+def load_commands(sharded: bool) -> list[tuple[str, ...]]:
+    """What makes a server know them all."""
+    return [("SCRIPT", "LOAD", script.sharded_text if sharded else script.text) for script in _ALL]

@@ -12,6 +12,8 @@ if not number or tonumber(number) < tonumber(ARGV[2]) then
     end
   end
   redis.call('SET', KEYS[4], ARGV[2] .. ' ', 'PX', ARGV[4])
+else
+  redis.call('PEXPIRE', KEYS[4], ARGV[4]) -- a write, for who waits for replicas
 end
 redis.call('SREM', KEYS[3], ARGV[3])
 while redis.call('LLEN', KEYS[1]) > 0 do

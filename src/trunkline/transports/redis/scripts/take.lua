@@ -8,6 +8,7 @@ if held ~= '' then
   local number, at = string.match(held, '^(%d+) ()')
   if tonumber(number) > tonumber(ARGV[2]) then return {} end
   if number == ARGV[2] then
+    redis.call('PEXPIRE', KEYS[4], ARGV[4]) -- a write, for who waits for replicas
     held = string.sub(redis.call('GET', KEYS[4]), at)
     return held ~= '' and cmsgpack.unpack(held) or {}
   end
