@@ -10,7 +10,7 @@ help:
 	@echo "make test    every test (under five minutes, no root, no server)"
 	@echo "make check   format, lint, types, architecture and every test"
 	@echo "make fix     format and mend what can be mended automatically"
-	@echo "make bench   measure this machine"
+	@echo "make bench   measure this machine, side by side with others; writes docs/benchmarks.md"
 	@echo "make docs    check the documentation's examples and links"
 
 # $(call install,GROUP): an editable install with one dependency group, once per change of pyproject.toml.
@@ -46,12 +46,14 @@ fix: $(VENV)/.ready-check
 	@$(BIN)/ruff check --fix src tests bench examples
 	@$(BIN)/ruff format src tests bench examples
 
-bench: $(VENV)/.ready-check
-	@$(BIN)/python -m bench $(ARGS)
+# An environment of its own: what one of the others brings would disturb the type checker.
+bench:
+	@$(MAKE) --no-print-directory VENV=.venv-bench .venv-bench/.ready-bench
+	@.venv-bench/bin/python -m bench --merge --json docs/benchmarks/figures.json --markdown docs/benchmarks.md --plots docs/benchmarks $(ARGS)
 
 docs: $(VENV)/.ready-check
 	@$(BIN)/python docs/make_promises.py
 	@$(BIN)/python -m pytest -q tests/docs $(ARGS)
 
 clean:
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,20 +5,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import functools
 import json
 import os
 import signal
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+from .chat import CHATS, SERVING, Chat, chat
 from .contestants import CONTESTANTS, Contestant
-from .report import AGAIN, Results, explanation, machine
-from .scenarios import QUICK, SCENARIOS, Scale, run
+from .plots import draw
+from .report import AGAIN, TITLES, Results, explanation, machine
+from .scenarios import QUICK, SCENARIOS, Figures, Scale, run
+
+#: Scenarios with contestants of their own: servers of a chat instead of layers.
+END_TO_END = {"chat": CHATS, "serving": SERVING}
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    listed = "; ".join(f"{name}: {scenario.title}" for name, scenario in SCENARIOS.items())
+    listed = "; ".join(f"{name}: {scenario}" for name, scenario in TITLES.items())
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=listed)
     parser.add_argument(
         "--layers", default=",".join(CONTESTANTS), help="the contestants (default: %(default)s)"
@@ -31,53 +38,98 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny numbers: does it run?")
     parser.add_argument("--uvloop", action="store_true", help="for all contestants")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every figure of every round")
+    parser.add_argument(
+        "--merge", action="store_true", help="keep what the file of --json holds of other scenarios"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables")
+    parser.add_argument(
+        "--plots", type=Path, metavar="FOLDER", help="a picture of each scenario, as PNG and SVG"
+    )
     chosen = parser.parse_args()
-    chosen.scenarios = chosen.scenarios or list(SCENARIOS)
+    if chosen.merge and not chosen.json:
+        parser.error("--merge needs --json FILE, which holds what is kept")
+    chosen.scenarios = chosen.scenarios or list(TITLES)
     chosen.layers = chosen.layers.split(",")
     for name in chosen.scenarios:
-        if name not in SCENARIOS:
-            parser.error(f"no scenario {name!r}; there are: {', '.join(SCENARIOS)}")
+        if name not in TITLES:
+            parser.error(f"no scenario {name!r}; there are: {', '.join(TITLES)}")
     for name in [*chosen.layers, chosen.base or chosen.layers[0]]:
         if name not in CONTESTANTS:
             parser.error(f"no layer {name!r}; there are: {', '.join(CONTESTANTS)}")
     return chosen
 
 
-def present(layers: list[str]) -> list[Contestant]:
-    """The contestants that can take part here; says why another cannot."""
+#: Plays one contestant once.
+Play = Callable[[], Awaitable[Figures | str]]
+
+
+def present(entrants: Sequence[Contestant | Chat]) -> list[str]:
+    """Those that can take part here; says why another cannot."""
     found = []
-    for contestant in [CONTESTANTS[name] for name in layers]:
-        missing = contestant.missing()
+    for entrant in entrants:
+        missing = entrant.missing()
         if missing is None:
-            found.append(contestant)
+            found.append(entrant.name)
         else:
-            print(f"without {contestant.name}: {missing}")
+            WITHOUT.append(f"without {entrant.name}: {missing}")
+            print(WITHOUT[-1], flush=True)
     return found
 
 
+WITHOUT: list[str] = []
+
+
+def plays(scenario: str, names: list[str], scale: Scale, chosen: argparse.Namespace) -> dict[str, Play]:
+    """Everybody who takes part in a scenario, with a way to have them play."""
+    if scenario in END_TO_END:
+        return {
+            name: functools.partial(
+                chat,
+                END_TO_END[scenario][name],
+                3 * scale.seconds,
+                scale.sockets,
+                scale.patience,
+                scale.limit,
+            )
+            for name in present(list(END_TO_END[scenario].values()))
+        }
+    played = SCENARIOS[scenario]
+    return {
+        name: functools.partial(run, played, CONTESTANTS[name], scale, chosen.uvloop)
+        for name in names
+        if played.takes(CONTESTANTS[name])
+    }
+
+
 async def play(chosen: argparse.Namespace) -> Results:
-    contestants = present(chosen.layers)
-    if not contestants:
+    names = present([CONTESTANTS[name] for name in chosen.layers])
+    if not names:
         raise SystemExit("nobody can take part here")
-    names = [contestant.name for contestant in contestants]
-    base = CONTESTANTS[chosen.base if chosen.base in names else names[0]]
+    base = chosen.base if chosen.base in names else names[0]
     scale = QUICK if chosen.quick else dataclasses.replace(Scale(), seconds=chosen.seconds)
-    results = Results(base.name, machine(contestants, chosen.uvloop))
-    print("\n".join([*results.about, explanation(base.name)]), flush=True)
-    began = time.monotonic()
+    results = Results(base, machine([CONTESTANTS[name] for name in names], chosen.uvloop))
+    if chosen.merge and chosen.json.exists():
+        results.keep(json.loads(chosen.json.read_text()))
+    print("\n".join([*results.about, explanation(base)]), flush=True)
     for scenario in chosen.scenarios:
+        entrants = plays(scenario, names, scale, chosen)
+        if not entrants:
+            continue
+        its_base = base if base in entrants else next(iter(entrants))
+        results.bases[scenario] = its_base
+        results.rounds.pop(scenario, None)
+        began = time.monotonic()
         for _ in range(chosen.rounds):
-            for name, contestant in [*zip(names, contestants, strict=True), (AGAIN, base)]:
+            for name, once in [*entrants.items(), (AGAIN, entrants[its_base])]:
                 if results.failed(scenario, name):
                     continue  # it would only take its time again
-                results.add(scenario, name, await run(SCENARIOS[scenario], contestant, scale, chosen.uvloop))
-        print(f"\n{results.text(scenario)}", flush=True)
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    results.about.append(
-        f"{chosen.rounds} rounds of {scale.seconds:g} s in {time.monotonic() - began:.0f} s; load at the end {load}"
-    )
-    print(f"\n{results.about[-1]}")
+                results.add(scenario, name, await once())
+        load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+        results.notes[scenario] = (
+            f"{chosen.rounds} rounds of {scale.seconds:g} s in {time.monotonic() - began:.0f} s; load at the end {load}"
+        )
+        print(f"\n{results.text(scenario)}\n{results.notes[scenario]}", flush=True)
+    results.about += WITHOUT
     return results
 
 
@@ -87,9 +139,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     results = asyncio.run(play(chosen))
     if chosen.json:
+        chosen.json.parent.mkdir(parents=True, exist_ok=True)
         chosen.json.write_text(json.dumps(dataclasses.asdict(results), indent=1))
     if chosen.markdown:
-        chosen.markdown.write_text(results.markdown())
+        chosen.markdown.write_text(results.markdown(draw(results, chosen.plots) if chosen.plots else {}))
+    elif chosen.plots:
+        draw(results, chosen.plots)
 
 
 if __name__ == "__main__":

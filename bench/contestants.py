@@ -6,7 +6,9 @@ All get the same capacity and expiry; everything else is as its authors ship it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.metadata
+import os
 import shutil
 import socket
 import subprocess
@@ -15,11 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from trunkline import ChannelFull, ConfigurationError, layer_from_url
 
-__all__ = ["CAPACITY", "CONTESTANTS", "Contestant", "Place"]
+__all__ = ["BOUNDS", "CAPACITY", "CONTESTANTS", "OPTIONS", "Contestant", "Place", "place", "server_command"]
 
 #: Messages that may wait on one channel: above what a run ever sends to one, so nothing is refused for its number.
 CAPACITY = 100_000
@@ -41,6 +43,8 @@ class Contestant:
     needs: Literal["nothing", "folder", "redis"] = "nothing"
     #: It cannot leave its process, so all participants of a scenario share one.
     alone: bool = False
+    #: It has normal channels, whose messages several receivers share.
+    queues: bool = True
     packages: tuple[str, ...] = ()
 
     def missing(self) -> str | None:
@@ -59,12 +63,16 @@ class Contestant:
     @contextlib.contextmanager
     def place(self) -> Iterator[Place]:
         """A fresh server or folder for one run, gone afterwards."""
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            if self.needs == "redis":
-                with redis(Path(folder)) as port:
-                    yield Place(str(port), Path(folder), port)
-            else:
-                yield Place(folder, Path(folder))
+        with place(self.needs) as made:
+            yield made
+
+
+class Served(NamedTuple):
+    """What a server has done: commands (those of scripts included), bytes in and out, CPU seconds of its main thread."""
+
+    commands: int
+    traffic: int
+    cpu: float
 
 
 @dataclass
@@ -75,9 +83,38 @@ class Place:
     folder: Path
     port: int | None = field(default=None)
 
+    def errors(self) -> str:
+        """The end of what its processes complained of."""
+        return " ".join(path.read_text(errors="replace")[-300:] for path in self.folder.glob("errors-*"))
+
     def connections(self) -> int | None:
         """How many connections the server has accepted so far; None without one."""
         return None if self.port is None else int(info(self.port)["total_connections_received"])
+
+    def served(self) -> Served | None:
+        """What the server has done so far; None without one."""
+        if self.port is None:
+            return None
+        told = info(self.port)
+        cpu = float(told["used_cpu_user_main_thread"]) + float(told["used_cpu_sys_main_thread"])
+        calls = sum(
+            int(line.partition("calls=")[2].partition(",")[0])
+            for name, line in info(self.port, "commandstats").items()
+            if name.startswith("cmdstat_")
+        )
+        traffic = int(told["total_net_input_bytes"]) + int(told["total_net_output_bytes"])
+        return Served(calls, traffic, cpu)
+
+
+@contextlib.contextmanager
+def place(needs: str) -> Iterator[Place]:
+    """A fresh server or folder for one run, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        if needs == "redis":
+            with redis(Path(folder)) as port:
+                yield Place(str(port), Path(folder), port)
+        else:
+            yield Place(folder, Path(folder))
 
 
 def memory(where: str) -> Made:
@@ -113,6 +150,47 @@ def channels_redis_pubsub(where: str) -> Made:
     return RedisPubSubChannelLayer(hosts=[("127.0.0.1", int(where))], **OPTIONS), ChannelFull
 
 
+def bare(where: str) -> Made:
+    from .bare import BareLayer, Full
+
+    return BareLayer(int(where)), Full
+
+
+def channels_lite(where: str) -> Made:
+    from channels.exceptions import ChannelFull
+    from django.conf import settings
+
+    import django
+
+    if not settings.configured:
+        database = {"ENGINE": "django.db.backends.sqlite3", "NAME": f"{where}/lite.db", "OPTIONS": LITE}
+        settings.configure(
+            DATABASES={"default": database},
+            INSTALLED_APPS=["channels_lite"],
+            USE_TZ=True,
+            LOGGING_CONFIG=None,
+        )
+        django.setup()
+    from channels_lite.layers.aio import AIOSQLiteChannelLayer
+    from django.core.management import call_command
+
+    folder = Path(where)
+    if folder.is_dir():
+        os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # migrating inside a player's loop
+        with (folder / "migrating").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            call_command("migrate", verbosity=0)
+    return AIOSQLiteChannelLayer(database="default", **OPTIONS), ChannelFull
+
+
+#: What its documentation recommends for the database.
+LITE = {
+    "transaction_mode": "IMMEDIATE",
+    "timeout": 5,
+    "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA mmap_size=134217728; "
+    "PRAGMA journal_size_limit=27103364; PRAGMA cache_size=2000;",
+}
+
 _PEERS = ("channels_redis", "channels", "redis", "msgpack")
 
 CONTESTANTS = {
@@ -121,6 +199,8 @@ CONTESTANTS = {
         Contestant("core", channels_redis_core, "redis", packages=_PEERS),
         Contestant("pubsub", channels_redis_pubsub, "redis", packages=_PEERS),
         Contestant("channels-memory", channels_memory, alone=True, packages=("channels",)),
+        Contestant("channels-lite", channels_lite, "folder", packages=("channels-lite", "aiosqlite")),
+        Contestant("bare", bare, "redis", packages=("hiredis",), queues=False),
         Contestant("memory", memory, alone=True, packages=("trunkline", "ormsgpack")),
         Contestant("embedded", embedded, "folder", packages=("trunkline", "ormsgpack")),
         Contestant("redis", redis_layer, "redis", packages=("trunkline", "ormsgpack", "hiredis")),
@@ -167,10 +247,10 @@ def redis(folder: Path) -> Iterator[int]:
         server.wait()
 
 
-def info(port: int) -> dict[str, str]:
+def info(port: int, section: str = "") -> dict[str, str]:
     """What the server says of itself."""
     with socket.create_connection(("127.0.0.1", port), timeout=5) as link, link.makefile("rb") as answer:
-        link.sendall(b"INFO\r\n")
+        link.sendall(f"INFO {section}".strip().encode() + b"\r\n")
         size = int(answer.readline()[1:])
         lines = answer.read(size).decode().splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)

@@ -8,11 +8,19 @@ import statistics
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .contestants import CONTESTANTS, Contestant, server_command
 from .scenarios import FAULTS, SCENARIOS, Figures
 
-__all__ = ["AGAIN", "Results", "machine"]
+__all__ = ["AGAIN", "TITLES", "Results", "machine"]
+
+#: What each scenario is.
+TITLES = {
+    **{name: scenario.title for name, scenario in SCENARIOS.items()},
+    "chat": "end to end: a chat room of 200 websockets over two server processes",
+    "serving": "end to end: the same, by what serves the websockets",
+}
 
 #: The name under which the base contestant takes part a second time.
 AGAIN = "(base again)"
@@ -50,8 +58,19 @@ class Results:
 
     base: str
     about: list[str]
+    #: Scenarios whose ratios are to somebody else.
+    bases: dict[str, str] = field(default_factory=dict)
     #: Scenario -> contestant -> its rounds: figures, or why there are none.
     rounds: dict[str, dict[str, list[Figures | str]]] = field(default_factory=dict)
+
+    #: For each scenario how much was played, and how busy the machine was.
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def keep(self, earlier: dict[str, Any]) -> None:
+        """Take over the scenarios of an earlier run."""
+        self.rounds |= earlier["rounds"]
+        self.bases |= {**dict.fromkeys(earlier["rounds"], earlier["base"]), **earlier["bases"]}
+        self.notes |= earlier["notes"]
 
     def add(self, scenario: str, contestant: str, found: Figures | str) -> None:
         self.rounds.setdefault(scenario, {}).setdefault(contestant, []).append(found)
@@ -65,7 +84,7 @@ class Results:
         together = {name: combined(rounds) for name, rounds in rows.items()}
         columns = list(dict.fromkeys(key for figures in together.values() for key in figures))
         columns = [key for key in columns if key not in FAULTS] + [key for key in FAULTS if key in columns]
-        base = together.get(self.base, {})
+        base = together.get(self.bases.get(scenario, self.base), {})
         table = [[scenario, *columns]]
         for name, figures in together.items():
             failures = [found for found in rows[name] if isinstance(found, str)]
@@ -83,25 +102,41 @@ class Results:
         width = max(map(len, table))
         padded = [row + [""] * (width - len(row)) for row in table]
         widths = [max(map(len, column)) for column in list(zip(*padded, strict=True))[: len(table[0])]]
-        lines = [f"{SCENARIOS[scenario].title}"]
+        lines = [f"{TITLES[scenario]}"]
         for row in table:
             first, *others = row
             cells = [first.ljust(widths[0]), *[c.rjust(w) for c, w in zip(others, widths[1:], strict=False)]]
             lines.append("  ".join([*cells, *row[len(widths) :]]).rstrip())
         return "\n".join(lines)
 
-    def markdown(self) -> str:
+    def markdown(self, pictures: dict[str, str] | None = None) -> str:
         lines = ["# Benchmarks", "", *[f"- {line}" for line in self.about], "", explanation(self.base)]
-        for scenario in self.rounds:
+        for scenario in [name for name in TITLES if name in self.rounds]:
             head, *rows = self.table(scenario)
-            lines += ["", f"## {SCENARIOS[scenario].title}", ""]
+            lines += ["", f"## {scenario}: {TITLES[scenario]}", ""]
+            if self.bases.get(scenario, self.base) != self.base:
+                lines += [f"Ratios are to {self.bases[scenario]}.", ""]
+            if pictures and scenario in pictures:
+                lines += [f"![{TITLES[scenario]}]({pictures[scenario]})", ""]
             lines += ["| " + " | ".join(["", *head[1:]]) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
             lines += ["| " + " | ".join(row) + " |" for row in rows]
+            if scenario in self.notes:
+                lines += ["", f"{self.notes[scenario]}."]
         return "\n".join(lines) + "\n"
+
+    def measured(self, scenario: str) -> tuple[str, dict[str, list[float]]]:
+        """The first measure of a scenario, and by contestant what each round gave."""
+        rows = self.rounds[scenario]
+        key = self.table(scenario)[0][1]
+        found = {
+            name: [found[key] for found in rounds if not isinstance(found, str) and key in found]
+            for name, rounds in rows.items()
+        }
+        return key, {name: values for name, values in found.items() if values}
 
 
 def explanation(base: str) -> str:
-    alone = " and ".join(name for name, contestant in CONTESTANTS.items() if contestant.alone)
+    alone = ", ".join(name for name, contestant in CONTESTANTS.items() if contestant.alone)
     return (
         f"Medians of the rounds; in brackets how many times better than {base} (2.0x is twice as fast, or half the cost), "
         f"and {AGAIN} is the noise. Mishaps are sums over the rounds; full counts sends retried on a full channel. "

@@ -41,13 +41,16 @@ class Scale:
     waiting: int = 1000
     burst: int = 100
     local: int = 1000
+    sockets: int = 200
     #: Seconds without any delivery after which what is missing counts as lost.
     patience: float = 1.5
     #: Seconds one run may take.
     limit: float = 60.0
 
 
-QUICK = Scale(seconds=0.1, crowd=50, rooms=20, idle=0.3, waiting=50, burst=3, local=50, patience=1.0)
+QUICK = Scale(
+    seconds=0.1, crowd=50, rooms=20, idle=0.3, waiting=50, burst=3, local=50, sockets=20, patience=1.0
+)
 
 
 @dataclass
@@ -340,6 +343,25 @@ async def idle_cpu(stage: Stage) -> float:
     return used / seconds / len(stage.processes) * 100
 
 
+async def server(stage: Stage) -> Figures:
+    parts = await stage.cast(4)
+    await members(parts, "room", 10)
+    volley = Volley(parts[:1], parts, ["room"], group=True, members=10)
+    await volley.fire(stage, 10)
+    count = max(10, int(200 * stage.scale.seconds))
+    before = stage.place.served()
+    _, figures = await volley.fire(stage, count)
+    after = stage.place.served()
+    if before is None or after is None:
+        raise Failed("it has no server")
+    return {
+        "commands": (after.commands - before.commands) / count,
+        "bytes": (after.traffic - before.traffic) / count,
+        "server cpu µs": (after.cpu - before.cpu) / count * 1e6,
+        **{key: figures[key] for key in FAULTS},
+    }
+
+
 async def sync(stage: Stage) -> Figures:
     here, there = await stage.cast(2)
     await members([there], "room", 1)
@@ -377,6 +399,13 @@ class Scenario:
 
     title: str
     play: Callable[[Stage], Awaitable[Figures]]
+    #: What else a contestant has to have to take part.
+    asks: Literal["nothing", "server", "queues"] = "nothing"
+
+    def takes(self, contestant: Contestant) -> bool:
+        if self.asks == "server":
+            return contestant.needs == "redis"
+        return self.asks == "nothing" or contestant.queues
 
 
 SCENARIOS = {
@@ -388,11 +417,16 @@ SCENARIOS = {
     "rooms": Scenario(
         "2000 groups in 2 processes with a member in each: joins, then sends, one at a time", rooms
     ),
-    "queue": Scenario("a work queue with 3 worker processes, 10 senders", queue),
+    "queue": Scenario("a work queue with 3 worker processes, 10 senders", queue, "queues"),
     "large": Scenario("1 MB messages to another process, one at a time", large),
     "burst": Scenario("100 messages of 1 MB at once to a group in 4 processes", burst),
     "local": Scenario("a group of 1000 in one process", local),
     "idle": Scenario("4 processes of 10 members with nothing to do", idle),
     "waiting": Scenario("1000 channels waiting in one process", waiting),
+    "server": Scenario(
+        "what one group_send to 4 processes with 10 members each costs the server, scripts' commands included",
+        server,
+        "server",
+    ),
     "sync": Scenario("async_to_sync(layer.group_send) from 4 plain threads", sync),
 }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from bench.chat import CHATS, SERVING, Chat, chat
 from bench.contestants import CONTESTANTS
 from bench.players import STRIDE, faults, pooled
 from bench.report import AGAIN, Results
@@ -23,13 +25,40 @@ TINY = replace(QUICK, seconds=0.02, crowd=1500, rooms=5, idle=0.05, waiting=10, 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_every_scenario_measures_and_verifies(scenario: str, layer: str) -> None:
     """Each gives figures, and no message is lost, doubled, reordered or refused."""
+    if not SCENARIOS[scenario].takes(CONTESTANTS[layer]):
+        layer = "redis"
     figures = await run(SCENARIOS[scenario], CONTESTANTS[layer], TINY)
     assert isinstance(figures, dict), figures
     assert {key: figures[key] for key in FAULTS if figures.get(key)} == {}
     rates = [value for key, value in figures.items() if key.endswith(("/s", "p50 µs", "p99 µs"))]
     assert all(rate > 0 for rate in rates)
-    if scenario not in ("idle", "waiting"):
+    if scenario not in ("idle", "waiting", "server"):
         assert rates
+
+
+@pytest.mark.parametrize("name", ["relay on embedded", "handler on embedded", "channels on embedded"])
+async def test_the_chat_measures_and_verifies(name: str) -> None:
+    """Every message reaches every websocket once and in order, over two server processes."""
+    figures = await chat(CHATS[name], 0.1, 10, 5.0, 60)
+    assert isinstance(figures, dict), figures
+    assert {key: figures[key] for key in FAULTS if figures.get(key)} == {}
+    assert figures["deliveries/s"] > 0
+    assert figures["p50 ms at half"] > 0
+
+
+async def test_a_chat_that_does_not_start_says_why() -> None:
+    """What its server complained of stands in the result."""
+    said = await chat(Chat("nobody", "folder"), 0.1, 2, 1.0, 60)
+    assert isinstance(said, str)
+    assert "KeyError: 'nobody'" in said
+
+
+def test_who_cannot_take_part_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Node there is no socket.io, and without its package no picows: that is said, not skipped."""
+    monkeypatch.setenv("PATH", "")
+    assert "no node here" in (CHATS["socket.io"].missing() or "")
+    monkeypatch.setitem(sys.modules, "picows", None)
+    assert "picows" in (SERVING["relay on embedded, picows"].missing() or "")
 
 
 def test_mishaps_are_counted() -> None:
@@ -79,7 +108,10 @@ def test_tables_hold_medians_ratios_and_sums() -> None:
 
 def test_the_command_runs(tmp_path: Path) -> None:
     """``python -m bench`` prints the tables and writes them to the files asked for."""
-    files = ["--json", str(tmp_path / "all.json"), "--markdown", str(tmp_path / "all.md")]
+    files = ["--json", str(tmp_path / "all.json"), "--markdown", str(tmp_path / "all.md"), "--merge"]
+    files += ["--plots", str(tmp_path / "plots")]
+    kept = Results("core", [], rounds={"group": {"core": [{"messages/s": 7.0}]}})
+    (tmp_path / "all.json").write_text(json.dumps(asdict(kept)))
     done = subprocess.run(
         [sys.executable, "-m", "bench", "direct", "--layers", "memory", "--rounds", "1", "--quick", *files],
         cwd=ROOT,
@@ -91,4 +123,9 @@ def test_the_command_runs(tmp_path: Path) -> None:
     )
     assert AGAIN in done.stdout
     assert '"p50 \\u00b5s"' in (tmp_path / "all.json").read_text()
-    assert "| memory |" in (tmp_path / "all.md").read_text()
+    written = (tmp_path / "all.md").read_text()
+    assert "| memory |" in written
+    assert "| core | 7 (1x) |" in written
+    assert "](plots/direct.png)" in written
+    assert (tmp_path / "plots" / "direct.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "plots" / "direct.svg").read_text()

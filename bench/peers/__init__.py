@@ -1,0 +1,1 @@
+"""The servers of the chat, each as small as its framework allows."""
