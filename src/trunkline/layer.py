@@ -326,6 +326,11 @@ class ChannelLayer:
             task = self._opening[loop] = loop.create_task(self._open(loop))
         return await asyncio.shield(task)
 
+    def _make_node(
+        self, on_gap: Callable[[str | None, str], object], on_closed: Callable[[Node], object]
+    ) -> Node:
+        return Node(self._settings, self._seal, self._make_transport(), on_gap, on_closed)
+
     async def _open(self, loop: asyncio.AbstractEventLoop) -> Node:
         layer = weakref.ref(self)  # a node must not keep its layer alive
 
@@ -339,7 +344,7 @@ class ChannelLayer:
                 owner._nodes.pop(loop, None)
 
         try:
-            node = Node(self._settings, self._seal, self._make_transport(), on_gap, on_closed)
+            node = self._make_node(on_gap, on_closed)
             await node.open()
             self._nodes[loop], self._trouble = node, None
             return node

@@ -43,6 +43,7 @@ TRANSPORTS = {
     **dict.fromkeys(("postgres", "postgresql"), "trunkline.transports.postgres:PostgresTransport"),
 }
 _DJANGO = "trunkline.django.configured"
+_CHAOS = "trunkline.testing.chaos"
 
 _lock = threading.RLock()
 _configured: dict[str, Mapping[str, Any] | str] | None = None
@@ -172,6 +173,9 @@ def layer_from_url(url: str, **options: Any) -> ChannelLayer:
         raise ConfigurationError(
             f"{shown_url(url)!r} is not a URL of a layer; it looks like: embedded:///run/my-project"
         )
+    if scheme.startswith("chaos+"):
+        made: ChannelLayer = importlib.import_module(_CHAOS).layer_of_url(url, **options)
+        return made
     transport = transport_class(scheme)
     mine = inspect.signature(transport.__init__).parameters
     given: dict[str, Any] = {}
