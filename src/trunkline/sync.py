@@ -10,12 +10,14 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import importlib
 import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .envelope import Message
+from . import names
+from .envelope import Message, decode, encode
 from .errors import LayerClosed
 from .stats import Report
 from .switchboard import Sink
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Elsewhere", "SyncLayer", "background_loop"]
 
 T = TypeVar("T")
+_TRANSACTIONS = "trunkline.django.transactions"
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -167,14 +170,7 @@ class SyncLayer:
     def _call(
         self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, timeout: float | None = None
     ) -> T:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            raise RuntimeError(
-                f"layer.sync.{method.__name__}() would block the running event loop; write: await layer.{method.__name__}(…)"
-            )
+        _refuse_to_block(method)
         if timeout is None:
             return asyncio.run_coroutine_threadsafe(method(*args), background_loop()).result()
         future = asyncio.run_coroutine_threadsafe(_within(method, args, timeout), background_loop())
@@ -183,9 +179,34 @@ class SyncLayer:
         except concurrent.futures.CancelledError:
             raise LayerClosed from None
 
-    def send(self, channel: str, message: MessageLike) -> None:
-        """See ``ChannelLayer.send``."""
-        self._call(self._layer.send, channel, message)
+    def _call_after_commit(
+        self,
+        on_commit: bool | str,
+        method: Callable[..., Coroutine[Any, Any, None]],
+        name: str,
+        message: MessageLike,
+    ) -> None:
+        _refuse_to_block(method)
+        settings = self._layer._settings
+        # What is sent is what it was now, whatever its owner does with it until then.
+        body = encode(message, settings.max_message_size, settings.codec)
+        using = on_commit if isinstance(on_commit, str) else None
+        after_commit = importlib.import_module(_TRANSACTIONS).after_commit
+        after_commit(lambda: self._call(method, name, decode(body, settings.codec)), using)
+
+    def send(self, channel: str, message: MessageLike, *, on_commit: bool | str = False) -> None:
+        """See ``ChannelLayer.send``.
+
+        Args:
+            on_commit: Send it only if, and when, the transaction of Django that runs in this thread is committed; at once
+                where none does. True means the default database, a str names another. A wrong name or message is told
+                now; what fails later is raised where the transaction ends, after its commit.
+        """
+        if on_commit is False:
+            self._call(self._layer.send, channel, message)
+        else:
+            names.channel(channel)
+            self._call_after_commit(on_commit, self._layer.send, channel, message)
 
     def receive(self, channel: str, timeout: float | None = None) -> Message:
         """See ``ChannelLayer.receive``.
@@ -211,9 +232,13 @@ class SyncLayer:
         """See ``ChannelLayer.group_discard``."""
         self._call(self._layer.group_discard, group, channel)
 
-    def group_send(self, group: str, message: MessageLike) -> None:
-        """See ``ChannelLayer.group_send``."""
-        self._call(self._layer.group_send, group, message)
+    def group_send(self, group: str, message: MessageLike, *, on_commit: bool | str = False) -> None:
+        """See ``ChannelLayer.group_send``; ``on_commit`` is that of ``send``."""
+        if on_commit is False:
+            self._call(self._layer.group_send, group, message)
+        else:
+            names.group(group)
+            self._call_after_commit(on_commit, self._layer.group_send, group, message)
 
     def flush(self) -> None:
         """See ``ChannelLayer.flush``."""
@@ -226,6 +251,17 @@ class SyncLayer:
     def close(self) -> None:
         """See ``ChannelLayer.close``."""
         self._call(self._layer.close)
+
+
+def _refuse_to_block(method: Callable[..., Any]) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    name = method.__name__
+    raise RuntimeError(
+        f"layer.sync.{name}() would block the running event loop; write: await layer.{name}(…)"
+    )
 
 
 async def _within(method: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], timeout: float) -> T:

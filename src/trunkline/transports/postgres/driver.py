@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...errors import ConfigurationError
-from ...settings import shown_url
+from ...settings import QUOTE, shown_url
 
 __all__ = ["DRIVERS", "Connection", "Trouble", "connect", "driver_named"]
 
@@ -125,6 +125,11 @@ def _trouble(error: Exception) -> Trouble:
     return Trouble(text, getattr(error, "sqlstate", None) or "")
 
 
+def _unreadable(url: str) -> ConfigurationError:
+    # What the driver says may hold a part of the password.
+    return ConfigurationError(f"{shown_url(url)!r} cannot be read as the URL of a PostgreSQL. {QUOTE}")
+
+
 def _let_go(number: int) -> None:
     # The number stays taken, so that whoever still holds it cannot close a file opened later.
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -196,7 +201,9 @@ async def _connect_asyncpg(
         raw = await asyncpg.connect(
             url, connection_class=Hearing, server_settings={"application_name": label}, timeout=None
         )
-    except (asyncpg.ClientConfigurationError, ValueError) as error:
+    except ValueError:
+        raise _unreadable(url) from None
+    except asyncpg.ClientConfigurationError as error:
         raise ConfigurationError(f"{shown_url(url)}: {error}") from None
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise _trouble(error) from error
@@ -243,8 +250,8 @@ async def _connect_psycopg(
 
     try:
         target = make_conninfo(url, application_name=label)
-    except psycopg.ProgrammingError as error:
-        raise ConfigurationError(f"{shown_url(url)}: {error}") from None
+    except psycopg.ProgrammingError:
+        raise _unreadable(url) from None
     try:
         raw = await psycopg.AsyncConnection.connect(target, autocommit=True)
     except psycopg.Error as error:
