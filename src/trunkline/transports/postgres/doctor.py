@@ -116,7 +116,8 @@ async def _listening(first: Connection, second: Connection, heard: set[str], dea
 async def _permissions(connection: Connection, schema: str, area: int) -> list[Finding]:
     name = quoted(schema)
     ((there, made, may_make, may_fill),) = await connection.fetch(
-        "SELECT to_regnamespace($1::text) IS NOT NULL, to_regproc($1::text || '.sweep_1') IS NOT NULL, "
+        "SELECT to_regnamespace($1::text) IS NOT NULL, "
+        "EXISTS (SELECT FROM pg_proc WHERE pronamespace = to_regnamespace($1::text) AND proname = 'sweep_1'), "
         "has_database_privilege(current_database(), 'CREATE'), "
         "coalesce(has_schema_privilege(to_regnamespace($1::text), 'CREATE'), false)",
         name,

@@ -255,8 +255,18 @@ async def _connect_psycopg(
     try:
         raw = await psycopg.AsyncConnection.connect(target, autocommit=True)
     except psycopg.Error as error:
-        raise _trouble(error) from error
+        trouble = _trouble(error)
+        if not trouble.state:  # libpq does not tell it of a connection that was refused
+            trouble.state = next((state for words, state in _REFUSALS if re.search(words, str(error))), "")
+        raise trouble from error
     return _Psycopg(raw, heard, lost, deadline)
+
+
+_REFUSALS = (
+    ("FATAL: +database .* does not exist", "3D000"),
+    ("FATAL: +(role .* does not exist|password authentication failed|no pg_hba.conf entry)", "28000"),
+    ("fe_sendauth: no password supplied", "28000"),
+)
 
 
 class _Psycopg(Connection):

@@ -398,8 +398,10 @@ async def ensure_schema(connection: Connection, schema: str) -> None:
     """
     name = quoted(schema)
     # The last thing that is made stands for all.
-    probe = f"SELECT to_regproc('{name}.sweep_1') IS NOT NULL"
-    ((there,),) = await connection.fetch(probe)
+    ((there,),) = await connection.fetch(
+        "SELECT EXISTS (SELECT FROM pg_proc WHERE pronamespace = to_regnamespace($1::text) AND proname = 'sweep_1')",
+        name,
+    )
     if there:
         return
     try:
