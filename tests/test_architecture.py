@@ -29,6 +29,7 @@ CORE = {
     "transport",
     "node",
     "requests",
+    "leases",
     "stats",
     "inspection",
     "tracing",

@@ -23,12 +23,26 @@ from . import typed
 from .codecs import MSGPACK, Codec
 from .errors import ConfigurationError, MessageTooLarge
 
-__all__ = ["CHANNEL", "CONTROL", "GROUP", "Envelope", "FrameError", "Message", "Seal", "decode", "encode"]
+__all__ = [
+    "CHANNEL",
+    "CONTROL",
+    "DELAYED",
+    "GROUP",
+    "Envelope",
+    "FrameError",
+    "Message",
+    "Seal",
+    "decode",
+    "delayed",
+    "encode",
+    "undelayed",
+]
 
 Message = dict[str, Any]
 
-#: What a frame is for: the members of a group, one channel, or the layer of another node.
-GROUP, CHANNEL, CONTROL = 1, 2, 3
+#: What a frame is for: the members of a group, one channel, the layer of another node, or one channel at a later time
+#: (``due``, of 8 bytes, before the message).
+GROUP, CHANNEL, CONTROL, DELAYED = 1, 2, 3, 4
 
 #: The first byte says whether the body is encrypted: the decoder would take one ciphertext in 256 for an empty dict.
 _PLAIN, _SEALED = 0xA7, 0xA8
@@ -36,6 +50,7 @@ _PLAIN, _SEALED = 0xA7, 0xA8
 _TRACED = 0x80
 _length = struct.Struct("<H")
 _header = struct.Struct("<BBdB")
+_due = struct.Struct("<d")
 _NONCE = 12
 
 
@@ -140,7 +155,7 @@ class Seal:
             try:
                 body = self._decrypt(magic, frame[:end], body)
             except FrameError as error:
-                error.channel = address if kind & ~_TRACED == CHANNEL else None
+                error.channel = address if kind & ~_TRACED in (CHANNEL, DELAYED) else None
                 raise
         if kind & _TRACED:
             return _traced(Envelope(kind & ~_TRACED, expires, address, body))
@@ -166,9 +181,26 @@ def _traced(envelope: Envelope) -> Envelope:
     end = 2 + (_length.unpack_from(body)[0] if len(body) >= 2 else 0xFFFF)
     if end > len(body):
         error = FrameError("its context is cut off")
-        error.channel = envelope.address if envelope.kind == CHANNEL else None
+        error.channel = envelope.address if envelope.kind in (CHANNEL, DELAYED) else None
         raise error
     return envelope._replace(body=body[end:], context=body[2:end])
+
+
+def delayed(due: float, body: bytes) -> bytes:
+    """The body of a DELAYED frame."""
+    return _due.pack(due) + body
+
+
+def undelayed(body: bytes) -> tuple[float, bytes]:
+    """When a DELAYED frame is due, and its message.
+
+    Raises:
+        FrameError: It does not say when.
+    """
+    try:
+        return _due.unpack_from(body)[0], body[_due.size :]
+    except struct.error:
+        raise FrameError("it does not say when it is due") from None
 
 
 def _frame(kind: int, expires: float, address: str, body: bytes) -> bytes:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import math
 import os
 import time
 import weakref
@@ -22,7 +23,15 @@ from asgiref.sync import AsyncToSync
 
 from . import names
 from .envelope import Message, Seal
-from .errors import ChannelFull, ConfigurationError, MessageTooLarge, NotOwner, TransportUnavailable
+from .errors import (
+    ChannelFull,
+    ConfigurationError,
+    MessageTooLarge,
+    NotOwner,
+    TransportUnavailable,
+    UsageError,
+)
+from .leases import Lease
 from .logs import logger
 from .node import Node
 from .settings import Options, Settings
@@ -61,6 +70,8 @@ class ChannelLayer:
         self._make_transport = make_transport
         # One is made right now: it tells wrong options here rather than on first use, and keeps a memory hub alive.
         self._first = make_transport()
+        if "leases" in self._first.features:
+            self.extensions = [*self.extensions, "leases"]
         self._settings = settings
         self._seal = Seal(settings.symmetric_encryption_keys or ())
         self._nodes: dict[asyncio.AbstractEventLoop, Node] = {}
@@ -87,12 +98,14 @@ class ChannelLayer:
 
     # Channels
 
-    async def send(self, channel: str, message: MessageLike) -> None:
+    async def send(self, channel: str, message: MessageLike, *, delay: float = 0.0) -> None:
         """Send a message to one channel: a dict, or a dataclass, msgspec Struct or pydantic model that says its ``type``.
 
         Delivery: at most once. It is kept for ``expiry`` seconds; to a specific channel whose process is gone it is dropped
-        and counted.
-        Order: as sent, for one sender.
+        and counted. With ``delay`` it cannot be received for so many seconds, and is then kept for ``expiry`` seconds; this
+        process need not live so long. On a normal channel ``capacity`` messages may be delayed beside those that wait, on
+        a specific one they count as waiting.
+        Order: as sent, for one sender; delayed messages come first when they are due.
 
         Raises:
             InvalidName: The name breaks the naming rules.
@@ -101,8 +114,15 @@ class ChannelLayer:
             ChannelFull: As many messages wait there as its capacity allows.
             TransportUnavailable: Nothing was sent; safe to retry, except where the text says that it was on its way
                 and may have arrived.
+            UsageError: ``delay`` is no number of seconds, or the transport cannot delay.
         """
         node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        if delay:
+            _seconds("delay", delay)
+            if names.channel(channel).node is None:
+                self._check_leases("delay")
+            await node.send_later(channel, message, delay)
+            return
         await node.send(channel, message)
 
     async def receive(self, channel: str) -> Message:
@@ -133,6 +153,43 @@ class ChannelLayer:
                 if other.name == owner and other.loop.is_running():
                     return await Elsewhere(self, other.loop).receive(channel)
             raise
+
+    async def lease(self, channel: str, seconds: float = 30.0) -> Lease:
+        """Wait for the next message on a normal channel, as ``receive``, but take it for so many seconds only.
+
+        Delivery: at least once. Unless it is acknowledged, it comes back to the front of the channel when the lease
+        ends, also when this process has died, to be kept there for another ``expiry`` seconds.
+        Order: as the sender sent them, but for those that come back.
+        Cancellation: safe. A cancelled call takes nothing. Outages are waited out.
+
+        Raises:
+            InvalidName: The name breaks the naming rules.
+            UsageError: It is no normal channel, or the transport has no leases, or the call comes through
+                ``async_to_sync``, whose loop ends with it.
+            LayerClosed: The layer was closed while waiting.
+        """
+        _seconds("seconds", seconds)
+        self._check_leases("lease")
+        if names.channel(channel).node is not None:
+            raise UsageError(
+                f"{channel} belongs to one process; only messages on normal channels can be leased"
+            )
+        node: Node | Elsewhere | None = self._nodes.get(asyncio.get_running_loop())
+        while node is None:
+            try:
+                node = await self._here()
+            except TransportUnavailable as error:
+                logger.warning("cannot lease yet, will retry: %s", error)
+                await asyncio.sleep(_RETRY)
+        if isinstance(node, Elsewhere):
+            raise UsageError(
+                "lease() needs an event loop that goes on; async_to_sync ends its own with the call"
+            )
+        return await node.lease(channel, seconds)
+
+    def _check_leases(self, what: str) -> None:
+        if "leases" not in self.extensions:
+            raise UsageError(f"{what}: {type(self._first).__name__} has no leases")
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Make a channel name that nobody else has; only this process can receive on it.
@@ -361,6 +418,11 @@ class ChannelLayer:
         for node in list(self._nodes.values()):
             node.abandon()
         self._opening.clear()
+
+
+def _seconds(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UsageError(f"{name} is a number of seconds above 0, not {value!r}")
 
 
 def _release(nodes: dict[asyncio.AbstractEventLoop, Node]) -> None:

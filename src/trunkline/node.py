@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import sys
@@ -21,9 +22,23 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 from . import names, tracing
-from .envelope import CHANNEL, CONTROL, GROUP, Envelope, FrameError, Message, Seal, decode, encode
+from .envelope import (
+    CHANNEL,
+    CONTROL,
+    DELAYED,
+    GROUP,
+    Envelope,
+    FrameError,
+    Message,
+    Seal,
+    decode,
+    delayed,
+    encode,
+    undelayed,
+)
 from .errors import ChannelFull, LayerClosed, NotOwner, TransportUnavailable
 from .inspection import fill, label
+from .leases import Lease
 from .logs import RateLimited, logger
 from .requests import Requests
 from .settings import Settings
@@ -68,6 +83,8 @@ class Node:
         #: Topics whose messages came late in this turn of the loop.
         self._told_late: set[str | None] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        #: Messages to channels of this node that are not due yet.
+        self._delayed: set[asyncio.TimerHandle] = set()
         self._requests = Requests(
             self.name,
             seal,
@@ -145,6 +162,7 @@ class Node:
         self._on_closed(self)
         if self._timer is not None:
             self._timer.cancel()
+        self._drop_delayed()
         for box in self._board.boxes.values():
             for waiter in box.waiters:
                 _wake(waiter)
@@ -188,6 +206,33 @@ class Node:
             self._refused(channel)
             raise
 
+    def send_later(self, channel: str, message: MessageLike, delay: float) -> Coroutine[Any, Any, None]:
+        """See ``ChannelLayer.send``. For a channel of a process, its owner waits; for a normal one, the transport."""
+        send = functools.partial(self._send_later, delay=delay)
+        if tracing.tracer is None:
+            return send(channel, message)
+        return self._traced(send, channel, message, tracing.tracer, False)
+
+    async def _send_later(
+        self, channel: str, message: MessageLike, context: bytes = b"", *, delay: float
+    ) -> None:
+        owner = names.channel(channel).node
+        body = encode(message, self._settings.max_message_size, self._settings.codec)
+        due, expiry = self._now() + delay, self._settings.expiry
+        capacity = self._settings.capacity_of(channel)
+        self.stats.sent += 1
+        try:
+            if owner is None:
+                frame = self._seal.traced(CHANNEL, due + expiry, channel, body, context)
+                await self._transport.push_later(channel, frame, capacity, expiry, delay)
+            else:
+                frame = self._seal.traced(DELAYED, due + expiry, channel, delayed(due, body), context)
+                if not await self._transport.post(owner, channel, frame, capacity, expiry):
+                    self._gone(channel)
+        except ChannelFull:
+            self._refused(channel)
+            raise
+
     def group_send(self, group: str, message: MessageLike) -> Coroutine[Any, Any, None]:
         """See ``ChannelLayer.group_send``."""
         if tracing.tracer is None:
@@ -214,6 +259,8 @@ class Node:
                 self._fan_out(envelope)
             elif envelope.kind == CHANNEL:
                 self._put(envelope.address, envelope.body, envelope.expires, True, envelope.context)
+            elif envelope.kind == DELAYED:
+                self._put_later(envelope)
             elif envelope.kind == CONTROL:
                 self._requests.obey(decode(envelope.body))
             else:
@@ -301,6 +348,29 @@ class Node:
         if waiter is not None:
             _wake(waiter)
 
+    def _put_later(self, envelope: Envelope) -> None:
+        try:
+            due, body = undelayed(envelope.body)
+        except FrameError as error:
+            error.channel = envelope.address
+            raise
+
+        def put() -> None:
+            self._delayed.discard(handle)
+            try:
+                self._put(envelope.address, body, envelope.expires, True, envelope.context)
+            except FrameError as error:
+                self._transport.taken(envelope.address, 1)
+                self._unreadable(error)
+
+        handle = self.loop.call_later(max(due - self._now(), 0.0), put)
+        self._delayed.add(handle)
+
+    def _drop_delayed(self) -> None:
+        for handle in self._delayed:
+            handle.cancel()
+        self._delayed.clear()
+
     # 5. Handing over
 
     async def receive(self, channel: str) -> Message:
@@ -374,6 +444,32 @@ class Node:
             if tracing.tracer is not None:
                 tracing.incoming.set(envelope.context)
             return message
+
+    async def lease(self, queue: str, seconds: float) -> Lease:
+        """See ``ChannelLayer.lease``."""
+        while True:
+            try:
+                token, frame, tries = await self._transport.lease(queue, seconds, self._settings.expiry)
+            except LayerClosed:
+                raise LayerClosed(f"the layer was closed while waiting on {queue}") from None
+            hold = functools.partial(self._transport.hold, queue, token)
+            settle = functools.partial(self._transport.settle, queue, token)
+            try:
+                envelope = self._seal.open(frame)
+                message = decode(envelope.body, self._settings.codec)
+            except FrameError as error:
+                self._unreadable(error)
+                await settle()
+                continue
+            # What came back has a life of its own in the queue, which the transport knows.
+            if tries == 1 and envelope.expires <= self._now():
+                self.stats.expired += 1
+                await settle()
+                continue
+            self.stats.received += 1
+            if tracing.tracer is not None:
+                tracing.incoming.set(envelope.context)
+            return Lease(message, tries, hold, settle)
 
     async def put_back(self, channel: str, message: Message) -> None:
         """Return a message whose receiver went away before it got it."""
@@ -454,6 +550,7 @@ class Node:
 
     def _clear(self) -> None:
         groups = self._board.groups
+        self._drop_delayed()
         self._board.clear()
         for group in groups:
             self._spawn(self._settle(group))

@@ -85,6 +85,9 @@ class Elsewhere:
     async def send(self, channel: str, message: MessageLike) -> None:
         await self._hop(self._layer.send(channel, message))
 
+    async def send_later(self, channel: str, message: MessageLike, delay: float) -> None:
+        await self._hop(self._layer.send(channel, message, delay=delay))
+
     async def new_channel(self, prefix: str) -> str:
         return await self._hop(self._layer.new_channel(prefix))
 
@@ -168,11 +171,15 @@ class SyncLayer:
         self._layer = layer
 
     def _call(
-        self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, timeout: float | None = None
+        self,
+        method: Callable[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        timeout: float | None = None,
+        **options: Any,
     ) -> T:
         _refuse_to_block(method)
         if timeout is None:
-            return asyncio.run_coroutine_threadsafe(method(*args), background_loop()).result()
+            return asyncio.run_coroutine_threadsafe(method(*args, **options), background_loop()).result()
         future = asyncio.run_coroutine_threadsafe(_within(method, args, timeout), background_loop())
         try:
             return future.result()
@@ -185,6 +192,7 @@ class SyncLayer:
         method: Callable[..., Coroutine[Any, Any, None]],
         name: str,
         message: MessageLike,
+        **options: Any,
     ) -> None:
         _refuse_to_block(method)
         settings = self._layer._settings
@@ -192,9 +200,11 @@ class SyncLayer:
         body = encode(message, settings.max_message_size, settings.codec)
         using = on_commit if isinstance(on_commit, str) else None
         after_commit = importlib.import_module(_TRANSACTIONS).after_commit
-        after_commit(lambda: self._call(method, name, decode(body, settings.codec)), using)
+        after_commit(lambda: self._call(method, name, decode(body, settings.codec), **options), using)
 
-    def send(self, channel: str, message: MessageLike, *, on_commit: bool | str = False) -> None:
+    def send(
+        self, channel: str, message: MessageLike, *, delay: float = 0.0, on_commit: bool | str = False
+    ) -> None:
         """See ``ChannelLayer.send``.
 
         Args:
@@ -203,10 +213,10 @@ class SyncLayer:
                 now; what fails later is raised where the transaction ends, after its commit.
         """
         if on_commit is False:
-            self._call(self._layer.send, channel, message)
+            self._call(self._layer.send, channel, message, delay=delay)
         else:
             names.channel(channel)
-            self._call_after_commit(on_commit, self._layer.send, channel, message)
+            self._call_after_commit(on_commit, self._layer.send, channel, message, delay=delay)
 
     def receive(self, channel: str, timeout: float | None = None) -> Message:
         """See ``ChannelLayer.receive``.

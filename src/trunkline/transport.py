@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from .settings import shown_url
 
-__all__ = ["Arrivals", "Finding", "Server", "Transport"]
+__all__ = ["Arrivals", "Finding", "Leased", "Server", "Transport"]
 
 
 class Finding(NamedTuple):
@@ -50,6 +50,16 @@ class Server(NamedTuple):
     outbox: int = 0
 
 
+class Leased(NamedTuple):
+    """A frame that was taken for a while."""
+
+    #: What ``hold`` and ``settle`` know it by.
+    token: str
+    frame: bytes
+    #: How often it was leased, this time included.
+    tries: int
+
+
 class Arrivals(Protocol):
     """What a transport calls when something arrives. The calls are quick, synchronous and do not raise."""
 
@@ -63,7 +73,7 @@ class Arrivals(Protocol):
 class Transport(ABC):
     """Carries frames between nodes."""
 
-    #: Extra powers this transport has, e.g. ``"history"``. The layer asks before it offers them.
+    #: Extra powers this transport has, e.g. ``"leases"``. The layer asks before it offers them.
     features: ClassVar[frozenset[str]] = frozenset()
     #: Query keys of a URL that ``from_url`` reads itself; all others are settings of the layer or of the constructor.
     url_keys: ClassVar[frozenset[str]] = frozenset()
@@ -163,6 +173,37 @@ class Transport(ABC):
 
         Cancellation: safe. A cancelled pull takes nothing. An outage is waited out, not raised.
         """
+
+    # With "leases" in ``features``. One thing is behind all four: a queue's frames that are *put off*, each until a time of
+    # its own, at which it goes to the front of the queue, to live there for its ``ttl``. That needs a reader only, whoever
+    # put it off may be dead.
+
+    async def lease(self, queue: str, seconds: float, ttl: float) -> Leased:
+        """As ``pull``, but the frame is put off for so many seconds: unless it is settled until then, it comes back.
+
+        Cancellation: safe. A cancelled lease takes nothing, and counts as no try. An outage is waited out, not raised.
+        """
+        raise NotImplementedError
+
+    async def hold(self, queue: str, token: str, seconds: float) -> bool:
+        """Let a lease end so many seconds from now instead: to go on with the frame, or to have it come back sooner.
+
+        Returns:
+            False when it had ended: the frame is in the queue again, or in other hands.
+        """
+        raise NotImplementedError
+
+    async def settle(self, queue: str, token: str) -> bool:
+        """The frame is done: it will not come back. Returns False as ``hold`` does."""
+        raise NotImplementedError
+
+    async def push_later(self, queue: str, frame: bytes, capacity: int, ttl: float, delay: float) -> None:
+        """As ``push``, but the frame is put off for ``delay`` seconds first.
+
+        Raises:
+            ChannelFull: ``capacity`` frames of the queue are put off, leased ones included. Those in the queue do not count.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     async def bind(self, topic: str, queue: str, capacity: int, ttl: float) -> None:

@@ -3,7 +3,8 @@
 Rules of this room:
 
 - A message is taken when the application asks for it, never ahead of time.
-- A message counts as handled when the application asks for the next one, or ends.
+- A message counts as handled when the application asks for the next one, or ends. What follows from that is told to
+  ``redelivery``.
 - One handler's error is logged, and costs neither the next message nor another channel.
 """
 
@@ -16,11 +17,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from . import names
 from .consumers.base import Application, Event
 from .errors import ConfigurationError, LayerClosed, UsageError
+from .redelivery import AtLeastOnce, AtMostOnce, Terms
 
 __all__ = ["Worker", "run_processes"]
 
@@ -43,7 +45,17 @@ class Worker:
         channel_layer: Any object with the channel-layer interface.
         channels: The channels to listen on.
         grace: Seconds that a handler at work may take to finish once the worker is to stop.
-        concurrency: How many messages of one channel are handled at the same time.
+        concurrency: How many messages of one channel are handled at the same time; a dict says it for each channel.
+        ack: When a message is done: ``"before"`` it is handled, so it is handled at most once; or ``"after"``, so it comes
+            back when its worker dies or its handler fails, and is handled at least once. The other arguments are for that.
+        lease: Seconds after which the message of a worker that died comes back. A handler may take longer.
+        retries: How often a message is tried again.
+        backoff: Seconds before the second try; doubled for each further one.
+        dead_letter: The channel that gets what could not be handled, as ``{"type": "dead.letter", "channel", "message",
+            "tries", "error"}``. None: it is logged and dropped.
+
+    Raises:
+        ConfigurationError: An argument is wrong, or the layer cannot do it.
     """
 
     def __init__(
@@ -52,7 +64,13 @@ class Worker:
         channel_layer: Any,
         channels: Iterable[str],
         grace: float = 10.0,
-        concurrency: int = 1,
+        concurrency: int | Mapping[str, int] = 1,
+        *,
+        ack: Literal["before", "after"] = "before",
+        lease: float | None = None,
+        retries: int | None = None,
+        backoff: float | None = None,
+        dead_letter: str | None = None,
     ) -> None:
         if channel_layer is None:
             raise ConfigurationError(
@@ -66,12 +84,28 @@ class Worker:
             raise ConfigurationError("a worker needs at least one channel to listen on")
         if grace < 0:
             raise ConfigurationError(f"grace is a number of seconds, 0 or more, not {grace!r}")
-        if concurrency < 1:
-            raise ConfigurationError(f"concurrency is 1 or more, not {concurrency!r}")
+        each = dict.fromkeys(wanted, 1)
+        each |= dict(concurrency) if isinstance(concurrency, Mapping) else dict.fromkeys(wanted, concurrency)
+        if unknown := [name for name in each if name not in wanted]:
+            raise ConfigurationError(
+                f"concurrency names {unknown[0]!r}, a channel that this worker does not have"
+            )
+        for count in each.values():
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ConfigurationError(f"concurrency is 1 or more, not {count!r}")
+        given = {"lease": lease, "retries": retries, "backoff": backoff, "dead_letter": dead_letter}
+        options = {key: value for key, value in given.items() if value is not None}
+        terms = _terms(ack, options, channel_layer, wanted)
         self._grace = grace
         self._stop = asyncio.Event()
         self._listeners = [
-            _Listener(application, channel_layer, name) for name in wanted for _ in range(concurrency)
+            _Listener(
+                application,
+                name,
+                AtMostOnce(channel_layer, name) if terms is None else AtLeastOnce(channel_layer, name, terms),
+            )
+            for name in wanted
+            for _ in range(each[name])
         ]
 
     def stop(self) -> None:
@@ -126,12 +160,35 @@ class Worker:
                 logger.error("%s does not end; leaving it behind", task.get_name())
 
 
+def _terms(ack: str, options: dict[str, Any], layer: Any, channels: list[str]) -> Terms | None:
+    """The terms of redelivery; None: at most once."""
+    if ack not in ("before", "after"):
+        raise ConfigurationError(f'ack is "before" or "after", not {ack!r}')
+    if ack == "before":
+        if options:
+            raise ConfigurationError(
+                f'{next(iter(options))} needs ack="after": else a message is done before it is handled'
+            )
+        return None
+    if "leases" not in getattr(layer, "extensions", ()):
+        raise ConfigurationError(
+            f'ack="after" needs a layer whose extensions have "leases", and {type(layer).__name__} has none: '
+            "use a layer of trunkline.layers"
+        )
+    dead_letter = options.get("dead_letter")
+    if dead_letter is not None and names.channel(dead_letter).name in channels:
+        raise ConfigurationError(
+            f"dead_letter is {dead_letter!r}, a channel of this same worker: give it another"
+        )
+    return Terms(**options)
+
+
 class _Listener:
     """One channel, and one instance of the application at a time for it."""
 
-    def __init__(self, application: Application, layer: Any, channel: str) -> None:
+    def __init__(self, application: Application, channel: str, messages: AtMostOnce) -> None:
         self._application = application
-        self._layer = layer
+        self._messages = messages
         self.channel = channel
         #: The type of the message in hand; None while waiting for one.
         self.job: str | None = None
@@ -154,6 +211,12 @@ class _Listener:
             self._task.cancel()
 
     async def _listen(self) -> None:
+        try:
+            await self._go_on()
+        finally:
+            await self._messages.let_go()
+
+    async def _go_on(self) -> None:
         pause = _FIRST_PAUSE
         while not self._stopping:
             self._received = False
@@ -175,30 +238,35 @@ class _Listener:
             if self._task is not None and self._task.cancelling():
                 raise
             logger.exception("the handler of %r on channel %r cancelled itself", self.job, self.channel)
-        except Exception:
+            await self._messages.failed(RuntimeError("it cancelled itself"))
+        except Exception as error:
             if self.job is None:
                 logger.exception(
                     "the application for channel %r failed while no message was in hand", self.channel
                 )
             else:
                 logger.exception("the handler of %r on channel %r failed", self.job, self.channel)
+                await self._messages.failed(error)
         else:
+            await self._messages.handled()
             if not self._received:
                 logger.warning("the application for channel %r ended before it took a message", self.channel)
 
     async def _receive(self) -> Event:
+        await self._messages.handled()
         self.job = None
         if self._stopping:
             self._cancel()
             await asyncio.get_running_loop().create_future()  # until that cancellation arrives
         while True:
-            message = await self._layer.receive(self.channel)
+            message = await self._messages.take()
             kind = message.get("type") if isinstance(message, Mapping) else None
             if isinstance(kind, str) and kind:
                 self._received = True
                 self.job = kind
                 return message  # type: ignore[no-any-return]
             logger.error("skipped a message without a type on channel %r: %.200r", self.channel, message)
+            await self._messages.failed(UsageError("it has no type"))
 
     async def _send(self, event: Event) -> NoReturn:
         raise UsageError(

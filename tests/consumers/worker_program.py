@@ -48,6 +48,24 @@ async def serve(url: str) -> None:
     tell("ended")
 
 
+async def redeliver(url: str, lease: float) -> None:
+    configure(url)
+    layer = get_channel_layer()
+    tell("ready")
+    await Worker(Jobs.as_asgi(), layer, ["jobs"], ack="after", lease=lease, dead_letter="dead").run()
+    await layer.close()
+    tell("ended")
+
+
+async def testament(url: str, delay: float) -> None:
+    """Send a delayed message and die of SIGKILL."""
+    configure(url)
+    layer = get_channel_layer()
+    await layer.send("jobs", {"type": "job.work", "n": 7, "seconds": 0}, delay=delay)
+    tell("sent")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 async def work(kind: str, grace: float, seconds: float) -> None:
     configure("memory://")
     layer = get_channel_layer()
@@ -66,6 +84,10 @@ if __name__ == "__main__":
             asyncio.run(work(kind, float(grace), float(seconds)))
         case ["serve", url]:
             asyncio.run(serve(url))
+        case ["redeliver", url, lease]:
+            asyncio.run(redeliver(url, float(lease)))
+        case ["testament", url, delay]:
+            asyncio.run(testament(url, float(delay)))
         case ["supervise", count, grace, *command]:
             asyncio.run(run_processes([sys.executable, __file__, *command], int(count), float(grace)))
             tell("supervisor ended")

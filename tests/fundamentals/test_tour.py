@@ -207,6 +207,35 @@ async def test_a_worker(channel_layer: InMemoryChannelLayer) -> None:
     await running
 
 
+async def test_a_worker_that_loses_nothing(channel_layer: InMemoryChannelLayer) -> None:
+    """With ack="after" a message whose handler fails is tried again, and put aside when that does not help."""
+
+    class Mails(AsyncConsumer):
+        async def mail_send(self, event: Message) -> None:
+            raise ConnectionError("the mail server is away")
+
+    worker = Worker(
+        Mails.as_asgi(), channel_layer, ["mails"], ack="after", retries=2, backoff=0.01, dead_letter="failed"
+    )
+    running = asyncio.create_task(worker.run())
+
+    await channel_layer.send("mails", {"type": "mail.send", "to": "ada"})
+
+    letter = await asyncio.wait_for(channel_layer.receive("failed"), 5)
+    assert letter["message"] == {"type": "mail.send", "to": "ada"}
+    assert (letter["tries"], letter["error"]) == (3, "ConnectionError: the mail server is away")
+    worker.stop()
+    await running
+
+
+async def test_a_message_for_later(channel_layer: InMemoryChannelLayer) -> None:
+    """A delayed message cannot be received before it is due."""
+    await channel_layer.send("mails", {"to": "ada"}, delay=0.1)
+    await channel_layer.send("mails", {"to": "bob"})
+
+    assert [(await channel_layer.receive("mails"))["to"] for _ in range(2)] == ["bob", "ada"]
+
+
 # 8. One message's life has five steps, everywhere the same.
 
 

@@ -8,7 +8,7 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -69,10 +69,9 @@ def trunkline() -> None:
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="How many to run.")
 @click.option(
     "--concurrency",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Messages of one channel handled at once, in each process.",
+    metavar="[CHANNEL=]N",
+    multiple=True,
+    help="Messages of one channel handled at once, in each process; may be repeated.  [default: 1]",
 )
 @click.option(
     "--grace",
@@ -82,10 +81,42 @@ def trunkline() -> None:
     show_default=True,
     help="What a handler at work gets to finish at the end.",
 )
+@click.option(
+    "--ack",
+    type=click.Choice(["before", "after"]),
+    default="before",
+    show_default=True,
+    help="When a message is done: before it is handled (at most once), or after (at least once).",
+)
+@click.option(
+    "--lease",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="With --ack after: when the message of a dead worker comes back.  [default: 30]",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(0),
+    metavar="N",
+    help="With --ack after: tries after the first.  [default: 3]",
+)
+@click.option(
+    "--backoff",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="With --ack after: before the second try, doubled for each further one.  [default: 1]",
+)
+@click.option("--dead-letter", metavar="CHANNEL", help="With --ack after: gets what could not be handled.")
 @general
 @click.pass_context
 def worker(
-    context: click.Context, words: tuple[str, ...], processes: int, concurrency: int, grace: float
+    context: click.Context,
+    /,
+    words: tuple[str, ...],
+    processes: int,
+    concurrency: tuple[str, ...],
+    grace: float,
+    **terms: Any,
 ) -> None:
     """Run an application for fixed channels.
 
@@ -96,6 +127,7 @@ def worker(
     Examples:
       trunkline worker mysite.asgi:application thumbnails
       trunkline worker jobs:app thumbnails mails --processes 4 --concurrency 10
+      trunkline worker jobs:app mails --ack after --retries 5 --dead-letter failed-mails
       python manage.py trunkline worker thumbnails
     """
     path, channels = (words[0], words[1:]) if ":" in words[0] else (target.django_application(), words)
@@ -105,12 +137,22 @@ def worker(
         )
     application, layer = target.application(path), _layer(context)
     _show_log()
-    mine = Worker(application, layer, channels, grace, concurrency)
+    mine = Worker(application, layer, channels, grace, _concurrency(concurrency, channels), **terms)
     if processes > 1:
         asyncio.run(run_processes(_one_process(context), processes, grace))
     else:
         click.echo(f"working on {', '.join(channels)}", err=True)
         asyncio.run(mine.run())
+
+
+def _concurrency(words: tuple[str, ...], channels: Sequence[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for word in sorted(words, key=lambda word: "=" in word):  # what names a channel goes before what does not
+        channel, named, count = word.rpartition("=")
+        if not count.isdecimal() or int(count) < 1:
+            raise target.Mistake(f"--concurrency is a number above 0, or CHANNEL=number, not {word!r}")
+        found |= dict.fromkeys([channel] if named else channels, int(count))
+    return found
 
 
 def _show_log() -> None:

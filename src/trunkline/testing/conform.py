@@ -16,7 +16,7 @@ from ..layer import ChannelLayer
 from ..opening import layer_from_url, transport_class
 from ..settings import shown_url
 from ..transport import Transport
-from .kit import Kit, Link
+from .kit import Kit, Link, NotOffered
 from .layer_conformance import LayerConformance
 from .links import LINKED
 from .transport_conformance import TransportConformance
@@ -74,6 +74,9 @@ def run_conform(url: str, echo: Callable[[str], object]) -> int:
             start = time.perf_counter()
             try:
                 asyncio.run(kit().check(name))
+            except NotOffered as error:
+                untried += 1
+                echo(f"  -  {claim}  [not tried: {error}]")
             except Exception as error:
                 broken += 1
                 echo(f"  ✗  {claim}\n       {name}: {type(error).__name__}: {error}")

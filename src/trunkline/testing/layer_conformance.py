@@ -17,9 +17,17 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 
-from ..errors import ChannelFull, InvalidMessage, InvalidName, LayerClosed, MessageTooLarge, NotOwner
+from ..errors import (
+    ChannelFull,
+    InvalidMessage,
+    InvalidName,
+    LayerClosed,
+    MessageTooLarge,
+    NotOwner,
+    UsageError,
+)
 from ..layer import ChannelLayer
-from .kit import Kit, eventually, promise, refused, together
+from .kit import Kit, NotOffered, eventually, promise, refused, together
 
 __all__ = ["LayerConformance"]
 
@@ -648,6 +656,109 @@ class LayerConformance(Kit):
         async with asyncio.timeout(5):
             while not await gone():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+    # Delays and leases
+
+    def lessor(self, **options: Any) -> ChannelLayer:
+        layer = self.layer(**options)
+        if "leases" not in layer.extensions:
+            raise NotOffered("its transport has no leases")
+        return layer
+
+    @promise
+    async def test_delayed_messages_wait(self) -> None:
+        """A delayed message is received when it is due, not before: own channel, another process's, normal channel."""
+        a, b = self.lessor(), self.layer()
+        near, far = await a.new_channel(), await b.new_channel()
+        for owner, channel in ((a, near), (b, far), (b, "queue")):
+            start = time.monotonic()
+            await a.send(channel, {"type": "late"}, delay=0.4)
+            await a.send(channel, {"type": "early"})
+            assert await self.get(owner, channel) == {"type": "early"}
+            assert await self.get(owner, channel) == {"type": "late"}
+            assert time.monotonic() - start > 0.35
+
+    @promise
+    async def test_delayed_messages_outlive_their_sender(self) -> None:
+        """The process that sent a delayed message may be gone when it is due."""
+        a, b = self.lessor(), self.layer()
+        far = await b.new_channel()
+        for channel in (far, "queue"):
+            await a.send(channel, {"type": "testament"}, delay=0.3)
+        await a.close()
+        for channel in (far, "queue"):
+            assert await self.get(b, channel) == {"type": "testament"}
+
+    @promise
+    async def test_delayed_messages_are_bounded(self) -> None:
+        """As many messages as the capacity says may be delayed; the next raises ChannelFull at its sender."""
+        a, b = self.lessor(capacity=3), self.layer(capacity=3)
+        near, far = await a.new_channel(), await b.new_channel()
+        for owner, channel in ((a, near), (b, far), (b, "queue")):
+            for _ in range(3):
+                await a.send(channel, {"type": "x"}, delay=30)
+            await refused(ChannelFull, a.send(channel, {"type": "x"}, delay=30), naming=channel)
+            if channel == "queue":  # what waits there has its own room
+                await a.send(channel, {"type": "now"})
+                assert await self.get(owner, channel) == {"type": "now"}
+        await a.flush()
+        await a.send("queue", {"type": "again"}, delay=0.01)
+        assert await self.get(b, "queue") == {"type": "again"}
+
+    @promise
+    async def test_wrong_delays_and_leases(self) -> None:
+        """A delay or a lease that is no number of seconds, and a lease on a channel of one process, are refused."""
+        layer = self.lessor()
+        channel = await layer.new_channel()
+        for wrong in (-1, float("nan"), float("inf"), True, "1"):
+            await refused(
+                UsageError,
+                layer.send("queue", {"type": "x"}, delay=wrong),  # type: ignore[arg-type]
+                layer.lease("queue", wrong),  # type: ignore[arg-type]
+                naming="number of seconds",
+            )
+        await refused(UsageError, layer.lease(channel), naming=channel)
+        await refused(InvalidName, layer.lease("a b"), layer.send("a b", {"type": "x"}, delay=1))
+
+    @promise
+    async def test_leased_messages_are_received_at_least_once(self) -> None:
+        """A leased message that was not acknowledged comes back: when its process is gone, or when it was given back."""
+        a, b, c = self.lessor(), self.layer(), self.layer()
+        for number in range(3):
+            await a.send("queue", {"n": number})
+        first = await b.lease("queue", 0.5)
+        assert (first.message, first.tries) == ({"n": 0}, 1)
+        second = await b.lease("queue")
+        assert await second.ack()
+        assert not await second.ack()
+        third = await b.lease("queue")
+        assert await third.retry()
+        async with asyncio.timeout(20):
+            again = await c.lease("queue")
+        assert (again.message, again.tries) == ({"n": 2}, 2)
+        await b.close()
+        async with asyncio.timeout(20):
+            back = await c.lease("queue")
+        assert (back.message, back.tries) == ({"n": 0}, 2)
+        assert await back.extend(30)
+        assert await back.ack()
+        assert await again.ack()
+        await a.send("queue", {"type": "fence"})
+        assert await self.get(c, "queue") == {"type": "fence"}
+
+    @promise
+    async def test_stale_messages_are_not_leased(self) -> None:
+        """What nobody has taken for expiry seconds is not leased; what comes back can be leased for as long anew."""
+        a = self.lessor(expiry=0.4)
+        await a.send("queue", {"type": "stale"})
+        await asyncio.sleep(0.6)
+        await a.send("queue", {"type": "live"})
+        lease = await a.lease("queue")
+        assert lease.message == {"type": "live"}
+        await asyncio.sleep(0.6)
+        assert await lease.retry()
+        async with asyncio.timeout(10):
+            assert (await a.lease("queue")).message == {"type": "live"}
 
     @promise
     async def test_attributes(self) -> None:

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from ..errors import ChannelFull, LayerClosed, TransportUnavailable
 from ..names import new_node
 from ..transport import Transport
-from .kit import Kit, Link, Peer, eventually, promise, refused, together
+from .kit import Kit, Link, NotOffered, Peer, eventually, promise, refused, together
 
 __all__ = ["TransportConformance"]
 
@@ -20,6 +20,10 @@ TTL = 30.0
 
 def _numbered(start: int, count: int, mark: bytes = b"") -> list[bytes]:
     return [mark + b"%06d" % number for number in range(start, start + count)]
+
+
+async def _frame(peer: Peer, queue: str) -> bytes:
+    return (await peer.transport.lease(queue, TTL, TTL)).frame
 
 
 class TransportConformance(Kit):
@@ -417,6 +421,237 @@ class TransportConformance(Kit):
         await a.transport.push(queue, b"later", 10, TTL)
         async with asyncio.timeout(self.patience):
             assert await a.transport.pull(queue) == b"later"
+
+    # Leases
+
+    async def lessors(self, count: int) -> list[Peer]:
+        peers = await self.peers(count)
+        if "leases" not in peers[0].transport.features:
+            raise NotOffered(f"{type(peers[0].transport).__name__} has no leases")
+        return peers
+
+    @promise
+    async def test_a_settled_lease_is_done(self) -> None:
+        """Leases take in order, one taker for each frame; what was settled does not come back, nor settle twice."""
+        a, b = await self.lessors(2)
+        queue = self.fresh("queue")
+        for frame in _numbered(0, 10):
+            await a.transport.push(queue, frame, 10, TTL)
+        for place, frame in enumerate(_numbered(0, 10)):
+            peer = (a, b)[place % 2]
+            leased = await peer.transport.lease(queue, TTL, TTL)
+            assert leased[1:] == (frame, 1)
+            assert await peer.transport.settle(queue, leased.token)
+            assert not await peer.transport.settle(queue, leased.token)
+            assert not await peer.transport.hold(queue, leased.token, 0)
+        await a.transport.push(queue, b"fence", 10, TTL)
+        assert await b.transport.pull(queue) == b"fence"
+
+    @promise
+    async def test_a_lease_that_ends_comes_back(self) -> None:
+        """A frame whose holder is gone comes back when the lease ends, to the front, once, with its tries counted."""
+        a, b, c = await self.lessors(3)
+        queue = self.fresh("queue")
+        for frame in _numbered(0, 3):
+            await a.transport.push(queue, frame, 3, TTL)
+        start = time.monotonic()
+        assert (await b.transport.lease(queue, 1.2, TTL))[1:] == (b"000000", 1)
+        assert (await b.transport.lease(queue, 1.4, TTL))[1:] == (b"000001", 1)
+        await b.transport.close()
+        assert (await c.transport.lease(queue, TTL, TTL))[1:] == (b"000002", 1)
+        async with asyncio.timeout(self.patience):
+            back = [await c.transport.lease(queue, TTL, TTL) for _ in range(2)]
+        assert time.monotonic() - start > 1.3
+        assert [leased[1:] for leased in back] == [(b"000000", 2), (b"000001", 2)]
+        await a.transport.push(queue, b"behind", 3, TTL)
+        assert await c.transport.hold(queue, back[1].token, 0)
+        assert await c.transport.hold(queue, back[0].token, 0)
+        async with asyncio.timeout(self.patience):
+            again = [await a.transport.lease(queue, TTL, TTL) for _ in range(3)]
+        assert sorted(leased[1:] for leased in again) == [(b"000000", 3), (b"000001", 3), (b"behind", 1)]
+        assert again[2].frame == b"behind"
+
+    @promise
+    async def test_a_lease_can_be_prolonged(self) -> None:
+        """hold moves the end of a lease, later or sooner; afterwards it returns False and the lease stays ended."""
+        a, b = await self.lessors(2)
+        queue = self.fresh("queue")
+        await a.transport.push(queue, b"long", 10, TTL)
+        leased = await a.transport.lease(queue, 1.5, TTL)
+        assert await a.transport.hold(queue, leased.token, TTL)
+        waiting = asyncio.ensure_future(b.transport.lease(queue, TTL, TTL))
+        await asyncio.sleep(1.6)
+        assert not waiting.done()
+        assert await a.transport.hold(queue, leased.token, 0)
+        async with asyncio.timeout(self.patience):
+            second = await waiting
+        assert second[1:] == (b"long", 2)
+        assert not await a.transport.hold(queue, leased.token, TTL)
+        assert not await a.transport.settle(queue, leased.token)
+        assert await b.transport.settle(queue, second.token)
+
+    @promise
+    async def test_a_delayed_frame_waits(self) -> None:
+        """push_later puts a frame off: no pull sees it before it is due, and a waiting one gets it then, not by polling."""
+        a, b = await self.lessors(2)
+        queue = self.fresh("queue")
+        late = []
+        for number in range(4):
+            pull = asyncio.ensure_future(b.transport.pull(queue) if number % 2 else _frame(b, queue))
+            await asyncio.sleep(0.02)
+            start = time.monotonic()
+            await a.transport.push_later(queue, b"%d" % number, 10, TTL, 0.3)
+            async with asyncio.timeout(self.patience):
+                assert await pull == b"%d" % number
+            late.append(time.monotonic() - start - 0.3)
+        assert min(late) > -0.05, late
+        assert min(late) < 0.3, late
+
+    @promise
+    async def test_delayed_frames_come_by_time(self) -> None:
+        """What was put off comes in the order of its times, before what waits; capacity bounds it by itself."""
+        a, b = await self.lessors(2)
+        queue, full = self.fresh("queue"), self.fresh("queue")
+        for number in (3, 1, 2):
+            await a.transport.push_later(queue, b"%d" % number, 3, TTL, 0.1 * number)
+            await a.transport.push_later(full, b"x", 3, TTL, TTL)
+        await refused(ChannelFull, b.transport.push_later(full, b"x", 3, TTL, TTL), naming=full)
+        for frame in _numbered(0, 3):
+            await a.transport.push(queue, frame, 3, TTL)
+        await asyncio.sleep(0.5)
+        assert [await b.transport.pull(queue) for _ in range(6)] == [b"1", b"2", b"3", *_numbered(0, 3)]
+
+    @promise
+    async def test_a_delay_survives_its_sender(self) -> None:
+        """A frame that was put off comes though the node that pushed it is gone, also when nobody waited meanwhile."""
+        a, b = await self.lessors(2)
+        queue = self.fresh("queue")
+        await a.transport.push_later(queue, b"testament", 10, TTL, 0.2)
+        await a.transport.close()
+        await asyncio.sleep(0.3)
+        async with asyncio.timeout(self.patience):
+            assert (await b.transport.lease(queue, TTL, TTL))[1:] == (b"testament", 1)
+
+    @promise
+    async def test_what_comes_back_lives_its_ttl(self) -> None:
+        """A frame that came back, or is due, is forgotten its ttl later."""
+        a, b = await self.lessors(2)
+        queue = self.fresh("queue")
+        await a.transport.push(queue, b"leased", 10, TTL)
+        await b.transport.lease(queue, 0.1, 0.2)
+        await a.transport.push_later(queue, b"delayed", 10, 0.2, 0.1)
+        await asyncio.sleep(0.7)
+        await a.transport.push(queue, b"fence", 10, TTL)
+        assert await b.transport.pull(queue) == b"fence"
+
+    @promise
+    async def test_a_cancelled_lease_takes_nothing(self) -> None:
+        """Leases cancelled at every moment, while frames come in, lose none, double none and count no try."""
+        a, b = await self.lessors(2)
+        queue = self.fresh("queue")
+        got: list[bytes] = []
+
+        async def feed() -> None:
+            for frame in _numbered(0, 100):
+                await a.transport.push(queue, frame, 1000, TTL)
+                await asyncio.sleep(0.001)
+
+        feeder = asyncio.ensure_future(feed())
+        step = 0
+        deadline = time.monotonic() + 2 * self.patience
+        while len(got) < 100 and time.monotonic() < deadline:
+            lease = asyncio.ensure_future(b.transport.lease(queue, TTL, TTL))
+            for _ in range(step % 7):
+                await asyncio.sleep(0)
+            if step % 3 == 0:
+                await asyncio.sleep(0.0015)
+            step += 1
+            if step % 10 == 0:
+                await asyncio.wait([lease], timeout=self.patience)
+            lease.cancel()
+            try:
+                token, frame, tries = await lease
+            except asyncio.CancelledError:
+                continue
+            got.append(frame)
+            assert tries == 1
+            assert await b.transport.settle(queue, token)
+        await feeder
+        assert got == _numbered(0, 100)
+
+    @promise
+    async def test_leases_and_pulls_share_a_queue(self) -> None:
+        """Pulls and leases on three nodes, some given back: each frame is done once, nothing stays behind."""
+        sender, *peers = await self.lessors(4)
+        queue = self.fresh("queue")
+        got: list[bytes] = []
+
+        async def puller(peer: Peer) -> None:
+            while True:
+                got.append(await peer.transport.pull(queue))
+
+        async def lessee(peer: Peer) -> None:
+            while True:
+                token, frame, tries = await peer.transport.lease(queue, TTL, TTL)
+                if tries == 1 and frame[-1] % 3 == 0:
+                    assert await peer.transport.hold(queue, token, 0.01)
+                else:
+                    assert await peer.transport.settle(queue, token)
+                    got.append(frame)
+
+        tasks = [asyncio.ensure_future(work(peer)) for peer in peers for work in (puller, lessee)]
+        try:
+            for frame in _numbered(0, 200):
+                await sender.transport.push(queue, frame, 1000, TTL)
+            await eventually(lambda: len(got) >= 200, self.patience, "200 frames are done")
+            assert sorted(got) == _numbered(0, 200)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    @promise
+    async def test_flush_forgets_what_was_put_off(self) -> None:
+        """flush forgets leased and delayed frames: none comes back."""
+        a, b = await self.lessors(2)
+        queue = self.fresh("queue")
+        await a.transport.push(queue, b"leased", 10, TTL)
+        leased = await b.transport.lease(queue, 0.2, TTL)
+        await a.transport.push_later(queue, b"delayed", 10, TTL, 0.2)
+        await a.transport.flush()
+        assert not await b.transport.settle(queue, leased.token)
+        await asyncio.sleep(0.3)
+        await a.transport.push(queue, b"fence", 10, TTL)
+        assert await b.transport.pull(queue) == b"fence"
+
+    @promise
+    async def test_a_cut_lessee_settles_late(self) -> None:
+        """Leases and settlements that a cut link holds up are done once, when it heals; no frame is done twice."""
+        a, b = await self.lessors(2)
+        queue = self.fresh("queue")
+        done: list[bytes] = []
+
+        async def lessee() -> None:
+            while True:
+                token, frame, tries = await b.transport.lease(queue, TTL, TTL)
+                assert tries == 1
+                await b.transport.settle(queue, token)
+                done.append(frame)
+
+        working = asyncio.ensure_future(lessee())
+        try:
+            for round_ in range(4):
+                for number, frame in enumerate(_numbered(round_ * 20, 20)):
+                    await a.transport.push(queue, frame, 1000, TTL)
+                    if number == 5:
+                        b.link.cut()
+                    if number == 15:
+                        b.link.heal()
+            await eventually(lambda: len(done) >= 80 or working.done(), self.patience, "80 frames are done")
+            assert done == _numbered(0, 80)
+        finally:
+            working.cancel()
+            await asyncio.wait([working])
 
     # Bindings
 

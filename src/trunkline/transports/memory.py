@@ -7,28 +7,56 @@ the loop of the node it is for.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 import urllib.parse
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from ..errors import ChannelFull, ConfigurationError, LayerClosed, TransportUnavailable
-from ..transport import Arrivals, Server, Transport
+from ..transport import Arrivals, Leased, Server, Transport
 
 __all__ = ["MemoryTransport"]
+
+
+class _Waiting(NamedTuple):
+    """A frame in its queue."""
+
+    deadline: float
+    frame: bytes
+    tries: int
+
+
+class _PutOff(NamedTuple):
+    """A frame that goes to the front of its queue when it is due."""
+
+    due: float
+    frame: bytes
+    tries: int
+    ttl: float
 
 
 class _Queue:
     """Frames that wait for a taker, and takers that wait for a frame; never both."""
 
     def __init__(self) -> None:
-        self.frames: deque[tuple[float, bytes]] = deque()
+        self.frames: deque[_Waiting] = deque()
         self.takers: deque[_Taker] = deque()
+        self.put_off: dict[str, _PutOff] = {}
+
+    def bring(self, now: float) -> None:
+        """Bring what is due to the front, the longest due first."""
+        due = [token for token, off in self.put_off.items() if off.due <= now]
+        for token in sorted(due, key=lambda token: self.put_off[token].due, reverse=True):
+            off = self.put_off.pop(token)
+            self.frames.appendleft(_Waiting(off.due + off.ttl, off.frame, off.tries))
 
     def live(self, now: float) -> int:
+        if self.put_off:
+            self.bring(now)
         while self.frames and self.frames[0][0] <= now:
             self.frames.popleft()
         return len(self.frames)
@@ -38,6 +66,8 @@ class _Taker:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.wake: asyncio.Future[None] = loop.create_future()
+        #: When a frame that is put off is due.
+        self.timer: asyncio.TimerHandle | None = None
 
     def call(self) -> bool:
         try:
@@ -61,17 +91,18 @@ class _Hub:
         self.queues: dict[str, _Queue] = {}
         self.bindings: dict[str, dict[str, tuple[int, float]]] = {}
         self.depths: dict[str, int] = {}
+        self.tokens = itertools.count(1)
 
     def append(self, queue: str, frame: bytes, capacity: int, ttl: float, now: float) -> bool:
         waiting = self.queues.setdefault(queue, _Queue())
         if waiting.live(now) >= capacity:
             return False
-        waiting.frames.append((now + ttl, frame))
+        waiting.frames.append(_Waiting(now + ttl, frame, 0))
         self.rouse(waiting)
         return True
 
     def rouse(self, queue: _Queue) -> None:
-        while queue.frames and queue.takers:
+        while (queue.frames or queue.put_off) and queue.takers:
             if queue.takers[0].call():
                 return
             queue.takers.popleft()
@@ -89,6 +120,8 @@ def hub(name: str) -> _Hub:
 
 class MemoryTransport(Transport):
     """Carries frames between the nodes of one hub. Different hubs never meet."""
+
+    features: ClassVar[frozenset[str]] = frozenset({"leases"})
 
     def __init__(self, hub_name: str, *, prefix: str = "asgi") -> None:
         if not isinstance(hub_name, str) or not hub_name:
@@ -209,6 +242,9 @@ class MemoryTransport(Transport):
                 raise ChannelFull(f"{queue} holds {capacity} messages, its capacity")
 
     async def pull(self, queue: str) -> bytes:
+        return (await self._take(queue)).frame
+
+    async def _take(self, queue: str) -> _Waiting:
         loop = asyncio.get_running_loop()
         hub = self._hub
         while True:
@@ -217,10 +253,13 @@ class MemoryTransport(Transport):
             with hub.lock:
                 waiting = hub.queues.setdefault(queue, _Queue())
                 if waiting.live(self.now()):
-                    frame = waiting.frames.popleft()[1]
+                    taken = waiting.frames.popleft()
                     hub.rouse(waiting)
-                    return frame
+                    return taken
                 taker = _Taker(loop)
+                if waiting.put_off:
+                    pause = min(off.due for off in waiting.put_off.values()) - self.now()
+                    taker.timer = loop.call_later(pause, taker._set)
                 waiting.takers.append(taker)
                 self._pulls.add(taker)
             try:
@@ -231,9 +270,52 @@ class MemoryTransport(Transport):
                     hub.rouse(waiting)  # it may have been woken for a frame that it will not take now
                 raise
             finally:
+                if taker.timer is not None:
+                    taker.timer.cancel()
                 self._pulls.discard(taker)
             with hub.lock:
                 waiting.takers.remove(taker)
+
+    async def lease(self, queue: str, seconds: float, ttl: float) -> Leased:
+        taken = await self._take(queue)
+        with self._hub.lock:
+            token = self._put_off(queue, taken.frame, taken.tries + 1, seconds, ttl)
+        return Leased(token, taken.frame, taken.tries + 1)
+
+    def _put_off(self, queue: str, frame: bytes, tries: int, seconds: float, ttl: float) -> str:
+        waiting = self._hub.queues.setdefault(queue, _Queue())
+        token = str(next(self._hub.tokens))
+        waiting.put_off[token] = _PutOff(self.now() + seconds, frame, tries, ttl)
+        self._hub.rouse(waiting)
+        return token
+
+    async def hold(self, queue: str, token: str, seconds: float) -> bool:
+        self._check_open()
+        with self._hub.lock:
+            waiting = self._hub.queues.get(queue) or _Queue()
+            waiting.bring(self.now())
+            off = waiting.put_off.get(token)
+            if off is None:
+                return False
+            waiting.put_off[token] = off._replace(due=self.now() + seconds)
+            self._hub.rouse(waiting)
+        return True
+
+    async def settle(self, queue: str, token: str) -> bool:
+        self._check_open()
+        with self._hub.lock:
+            waiting = self._hub.queues.get(queue) or _Queue()
+            waiting.bring(self.now())
+            return waiting.put_off.pop(token, None) is not None
+
+    async def push_later(self, queue: str, frame: bytes, capacity: int, ttl: float, delay: float) -> None:
+        self._check_open()
+        with self._hub.lock:
+            waiting = self._hub.queues.setdefault(queue, _Queue())
+            waiting.bring(self.now())
+            if len(waiting.put_off) >= capacity:
+                raise ChannelFull(f"{queue} holds {capacity} messages that are put off, its capacity")
+            self._put_off(queue, frame, 0, delay, ttl)
 
     async def bind(self, topic: str, queue: str, capacity: int, ttl: float) -> None:
         self._check_open()
@@ -254,3 +336,4 @@ class MemoryTransport(Transport):
             self._hub.depths.clear()
             for queue in self._hub.queues.values():
                 queue.frames.clear()
+                queue.put_off.clear()

@@ -169,11 +169,12 @@ def test_a_repeated_take_gets_the_same(server: Server) -> None:
     root = unique()
     keys = [f"{root}:{key}" for key in KEYS]
     held = [*keys[:3], f"{root}:held"]
+    put_off = [f"{root}:schedule", f"{root}:contents"]
     server.call("EVAL", PUSH.text, 5, *keys, 50, 60_000, 1, 1, 60_000, *"abcdefg")
 
     def do(request: int, count: int) -> list[bytes]:
         answer: list[bytes] = server.call(
-            "EVAL", TAKE.text, 4, *held, "slot", request, "n slot", 60_000, count
+            "EVAL", TAKE.text, 6, *held, *put_off, "slot", request, "n slot", 60_000, count
         )
         return answer
 

@@ -14,7 +14,10 @@ CREATE TABLE frame (
 -- Posted frames that the owner has not reported as taken.
 CREATE TABLE depth (node TEXT, channel TEXT, n INTEGER NOT NULL, PRIMARY KEY (node, channel)) WITHOUT ROWID;
 
-CREATE TABLE queue (id INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, expires REAL NOT NULL, body BLOB NOT NULL);
+-- `tries`: how often the frame was leased.
+CREATE TABLE queue (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, expires REAL NOT NULL, body BLOB NOT NULL, tries INTEGER NOT NULL
+);
 CREATE INDEX queue_order ON queue (queue, id);
 CREATE INDEX queue_expiry ON queue (expires);
 CREATE TABLE backlog (queue TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
@@ -26,6 +29,13 @@ CREATE TRIGGER queue_shrank AFTER DELETE ON queue BEGIN
     DELETE FROM backlog WHERE queue = old.queue AND n <= 0;
 END;
 
+-- Frames that go to the front of their queue when they are due, to live there for `ttl` seconds: delayed or leased ones.
+CREATE TABLE put_off (
+    token INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, due REAL NOT NULL, ttl REAL NOT NULL,
+    body BLOB NOT NULL, tries INTEGER NOT NULL
+);
+CREATE INDEX put_off_order ON put_off (queue, due);
+
 -- Nodes with an idle reader, the longest waiting first.
 CREATE TABLE waiting (id INTEGER PRIMARY KEY, queue TEXT NOT NULL, node TEXT NOT NULL, UNIQUE (queue, node));
 CREATE INDEX waiting_node ON waiting (node);
@@ -35,5 +45,6 @@ CREATE TABLE binding (
 ) WITHOUT ROWID;
 
 -- `epoch`: a random number that tells this file from one that replaced it.
-CREATE TABLE meta (epoch INTEGER NOT NULL, checkpoints INTEGER NOT NULL);
-INSERT INTO meta VALUES (abs(random()) % 4294967296, 0);
+-- `front`: the last id that put a frame before all others of its queue.
+CREATE TABLE meta (epoch INTEGER NOT NULL, checkpoints INTEGER NOT NULL, front INTEGER NOT NULL);
+INSERT INTO meta VALUES (abs(random()) % 4294967296, 0, 0);

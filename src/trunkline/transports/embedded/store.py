@@ -290,18 +290,21 @@ class Store:
         gone = self._do("DELETE FROM queue WHERE queue = ? AND expires <= ?", (queue, time.time())).rowcount
         return held - gone < capacity
 
-    def enqueue(self, queue: str, expires: float, body: bytes, row: int | None = None) -> None:
+    def enqueue(
+        self, queue: str, expires: float, body: bytes, row: int | None = None, tries: int = 0
+    ) -> None:
         """Add a frame to a queue; with ``row``, back where it was."""
         self._bytes += len(body)
-        self._do("INSERT INTO queue VALUES (?, ?, ?, ?)", (row, queue, expires, body))
+        self._do("INSERT INTO queue VALUES (?, ?, ?, ?, ?)", (row, queue, expires, body, tries))
 
-    def dequeue(self, queue: str, count: int) -> list[tuple[int, float, bytes]]:
-        """Take the oldest live frames as (row, expires, body)."""
+    def dequeue(self, queue: str, count: int) -> list[tuple[int, float, bytes, int]]:
+        """Take the oldest live frames as (row, expires, body, tries)."""
         now = time.time()
-        taken: list[tuple[int, float, bytes]] = []
+        self._bring(queue, now)
+        taken: list[tuple[int, float, bytes, int]] = []
         while len(taken) < count:
             rows = self._do(
-                "SELECT id, expires, body FROM queue WHERE queue = ? ORDER BY id LIMIT ?",
+                "SELECT id, expires, body, tries FROM queue WHERE queue = ? ORDER BY id LIMIT ?",
                 (queue, count - len(taken)),
             ).fetchall()
             if not rows:
@@ -311,7 +314,61 @@ class Store:
         return taken
 
     def has_work(self, queue: str) -> bool:
-        return self._one("SELECT 1 FROM backlog WHERE queue = ?", queue) is not None
+        if self._one("SELECT 1 FROM backlog WHERE queue = ?", queue) is not None:
+            return True
+        due = self.next_due(queue)
+        return due is not None and due <= time.time()
+
+    # Frames that are put off
+
+    def put_off(self, queue: str, due: float, ttl: float, body: bytes, tries: int) -> int:
+        """Keep a frame until it is due; returns its token."""
+        self._bytes += len(body)
+        done = self._do(
+            "INSERT INTO put_off (queue, due, ttl, body, tries) VALUES (?, ?, ?, ?, ?)",
+            (queue, due, ttl, body, tries),
+        )
+        return done.lastrowid or 0
+
+    def count_put_off(self, queue: str) -> int:
+        self._bring(queue, time.time())
+        held: int = self._one("SELECT count(*) FROM put_off WHERE queue = ?", queue)
+        return held
+
+    def next_due(self, queue: str) -> float | None:
+        """When the next frame of a queue is due."""
+        due: float | None = self._one("SELECT min(due) FROM put_off WHERE queue = ?", queue)
+        return due
+
+    def hold(self, queue: str, token: int, due: float) -> float | None:
+        """Put a frame off until another time; returns when it was due, None when it was due already."""
+        before = self._due_of(queue, token)
+        if before is not None:
+            self._do("UPDATE put_off SET due = ? WHERE token = ?", (due, token))
+        return before
+
+    def settle(self, queue: str, token: int) -> bool:
+        """Forget a frame that is put off; False when it was due already."""
+        if self._due_of(queue, token) is None:
+            return False
+        self._do("DELETE FROM put_off WHERE token = ?", (token,))
+        return True
+
+    def _due_of(self, queue: str, token: int) -> float | None:
+        sql = "SELECT due FROM put_off WHERE token = ? AND queue = ? AND due > ?"
+        due: float | None = self._one(sql, token, queue, time.time())
+        return due
+
+    def _bring(self, queue: str, now: float) -> None:
+        """Move what is due to the front of its queue, the longest due first."""
+        due = self._do(
+            "SELECT token, due + ttl, body, tries FROM put_off WHERE queue = ? AND due <= ? ORDER BY due DESC",
+            (queue, now),
+        ).fetchall()
+        for token, expires, body, tries in due:
+            self._do("DELETE FROM put_off WHERE token = ?", (token,))
+            front: int = self._one("UPDATE meta SET front = front - 1 RETURNING front")
+            self.enqueue(queue, expires, body, front, tries)
 
     def await_work(self, queue: str, node: str) -> None:
         """Note that a reader of this node is idle, behind those already waiting."""
@@ -347,6 +404,7 @@ class Store:
         return (
             (head is not None and (head[1] < now - _GRACE or head[0] <= self._read_by_all()))
             or self._one("SELECT 1 FROM queue WHERE expires <= ? LIMIT 1", now) is not None
+            or self._one("SELECT 1 FROM put_off WHERE due + ttl <= ? LIMIT 1", now) is not None
             or self._one("SELECT 1 FROM binding WHERE expires <= ? LIMIT 1", now) is not None
         )
 
@@ -361,6 +419,7 @@ class Store:
         self._do(
             "DELETE FROM queue WHERE id IN (SELECT id FROM queue WHERE expires <= ? LIMIT ?)", (now, count)
         )
+        self._do("DELETE FROM put_off WHERE due + ttl <= ?", (now,))
         self._do("DELETE FROM binding WHERE expires <= ?", (now,))
 
     def _read_by_all(self) -> int:
@@ -368,7 +427,7 @@ class Store:
         return self._one("SELECT min(watermark) FROM node") or 0
 
     def flush(self) -> None:
-        for table in ("frame", "queue", "binding", "depth"):
+        for table in ("frame", "queue", "put_off", "binding", "depth"):
             self._do(f"DELETE FROM {table}")
 
 

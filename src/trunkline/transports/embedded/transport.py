@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ...errors import ChannelFull, MessageTooLarge
-from ...transport import Finding
+from ...transport import Finding, Leased
 from .directory import path_of_url
 from .doctor import examine
 from .node import EmbeddedNode
@@ -35,6 +35,8 @@ class EmbeddedTransport(EmbeddedNode):
     def from_url(cls, url: str, **options: Any) -> Self:
         """``embedded://`` (the default folder), ``embedded:///abs/dir``, ``embedded://./relative``, ``embedded://~/dir``."""
         return cls(path_of_url(url), **options)
+
+    features: ClassVar[frozenset[str]] = frozenset({"leases"})
 
     @classmethod
     async def examine(cls, url: str, **options: Any) -> list[Finding]:
@@ -171,7 +173,57 @@ class EmbeddedTransport(EmbeddedNode):
 
     async def pull(self, queue: str) -> bytes:
         self._check_open()
-        return await self._pulls.pull(queue)
+        return (await self._pulls.pull(queue)).body
+
+    async def lease(self, queue: str, seconds: float, ttl: float) -> Leased:
+        self._check_open()
+        taken = await self._pulls.pull(queue, (seconds, ttl))
+        return Leased(str(taken.token), taken.body, taken.tries + 1)
+
+    async def hold(self, queue: str, token: str, seconds: float) -> bool:
+        self._check_open()
+
+        def work(store: Store) -> After:
+            due = time.time() + seconds
+            before = store.hold(queue, int(token), due)
+            # Whoever waits has set a clock to the time before.
+            node = store.next_waiting(queue) if before is not None and due < before else None
+
+            def after() -> bool:
+                if node is not None:
+                    self._wake(node, queue)
+                return before is not None
+
+            return after
+
+        held: bool = await self._writer.write(work)
+        return held
+
+    async def settle(self, queue: str, token: str) -> bool:
+        self._check_open()
+
+        def work(store: Store) -> After:
+            settled = store.settle(queue, int(token))
+            return lambda: settled
+
+        settled: bool = await self._writer.write(work)
+        return settled
+
+    async def push_later(self, queue: str, frame: bytes, capacity: int, ttl: float, delay: float) -> None:
+        self._check_size(frame)
+        due = time.time() + delay
+
+        def work(store: Store) -> After:
+            if store.count_put_off(queue) >= capacity:
+                raise ChannelFull(f"{queue} holds {capacity} messages that are put off, its capacity")
+            store.put_off(queue, due, ttl, frame, 0)
+            node = store.next_waiting(queue)
+            return (lambda: self._wake(node, queue)) if node is not None else nothing
+
+        try:
+            await self._writer.write(work)
+        except StoreFull as error:
+            raise ChannelFull(f"{queue}: {error}") from error
 
     async def bind(self, topic: str, queue: str, capacity: int, ttl: float) -> None:
         self._check_open()

@@ -14,7 +14,9 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
+from .leases import Leases
 from .ops import ScriptOp
 from .outbox import Outbox
 from .scripts import LEAVE, TAKE
@@ -48,6 +50,8 @@ class _Asked(asyncio.Future[list[bytes]]):
 
     def set_result(self, result: list[bytes]) -> None:
         super().set_result(result)
+        if len(result) % 2:
+            self._line.look_again(result.pop())
         self._line.give(list(zip(result[::2], result[1::2], strict=True)), self._count)
 
     def set_exception(self, exception: type[BaseException] | BaseException) -> None:
@@ -75,6 +79,8 @@ class _Line:
         self._most = self._given = 1
         self._given_at = self._handed_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        #: When a frame that is put off is due.
+        self._due: asyncio.TimerHandle | None = None
 
     async def pull(self) -> bytes:
         if self._hand:
@@ -153,6 +159,12 @@ class _Line:
             self._listed = False
             self._woken = True
 
+    def look_again(self, ms: Any) -> None:
+        """A frame is due in so many ms."""
+        if self._due is not None:
+            self._due.cancel()
+        self._due = self._outbox.loop.call_later(ms / 1000, self.wake)
+
     # -- giving back
 
     def _bound(self) -> None:
@@ -205,7 +217,7 @@ class _Line:
         args: list[bytes | str | int] = [self.slot, next(self._requests), self._member, _MEMORY_MS]
         args += [deadline for deadline, _ in back]
         args += [frame for _, frame in back]
-        self._outbox.submit(ScriptOp(self._outbox, LEAVE, self._keys, args, patient=True))
+        self._outbox.submit(ScriptOp(self._outbox, LEAVE, self._keys[:4], args, patient=True))
 
     def fail(self, error: BaseException) -> None:
         """Tell whoever waits."""
@@ -220,9 +232,10 @@ class _Line:
         self._hand.clear()
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._due):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._due = None
 
 
 class Readers:
@@ -236,6 +249,7 @@ class Readers:
         self._lines: dict[str, _Line] = {}
         self._slots: dict[bytes, _Line] = {}
         self._requests = itertools.count(1)
+        self.leases = Leases(outbox, names, channel, sid)
 
     async def pull(self, queue: str) -> bytes:
         """Take the oldest frame of the queue; wait for one."""
@@ -248,9 +262,14 @@ class Readers:
             self._slots = {line.slot: line for line in self._lines.values()}
         slot = f"{self._sid}.{next(self._requests)}".encode()
         *keys, held = self._names.queue_keys(queue)
+        put_off = self._names.put_off_keys(queue)
         # A key for each slot: what is remembered of a slot goes when the slot has gone.
         line = _Line(
-            self._outbox, (*keys, held + b":" + slot), slot, self._channel + b" " + slot, self._requests
+            self._outbox,
+            (*keys, held + b":" + slot, *put_off),
+            slot,
+            self._channel + b" " + slot,
+            self._requests,
         )
         self._lines[queue] = self._slots[slot] = line
         return line
@@ -260,11 +279,14 @@ class Readers:
         line = self._slots.get(slot)
         if line is not None:
             line.wake()
+        else:
+            self.leases.wake(slot)
 
     def wake_all(self) -> None:
         """Let every waiting pull ask again."""
         for line in list(self._lines.values()):
             line.wake()
+        self.leases.wake_all()
 
     def forget(self) -> None:
         """Everything was flushed."""
@@ -275,9 +297,11 @@ class Readers:
         """Put back what nobody has asked for."""
         for line in self._lines.values():
             line.leave()
+        self.leases.leave()
 
     def fail(self, error: Exception) -> None:
         """Nothing will come any more."""
         for line in self._lines.values():
             line.fail(error)
             line.close()
+        self.leases.fail(error)

@@ -138,6 +138,10 @@ class Names:
         """Frames, their deadlines, idle readers, and what the readers hold."""
         return tuple(self._key(kind, queue) for kind in ("q", "qd", "qi", "qh"))
 
+    def put_off_keys(self, queue: str) -> tuple[bytes, ...]:
+        """When each frame that is put off is due, and what it is."""
+        return tuple(self._key(kind, queue) for kind in ("qs", "qc"))
+
     def _push_keys(self, queue: str, sid: str) -> tuple[bytes, ...]:
         """Frames, their deadlines, idle readers, and two memories of what ``sid`` pushed."""
         memories = tuple(self._key(kind, f"{queue}:{sid}", queue) for kind in ("ql", "qr"))

@@ -7,16 +7,17 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from ...errors import ConfigurationError, LayerClosed, TransportUnavailable
 from ...settings import split_url
-from ...transport import Arrivals, Finding, Server, Transport
+from ...transport import Arrivals, Finding, Leased, Server, Transport
 from .cluster import Cluster
 from .doctor import examine
 from .hosts import URL_KEYS, Host, in_cluster, parse_hosts
 from .inbox import pack_post
+from .leases import Leases
 from .link import Link, Setting
 from .ops import Op, PlainOp, Post, Publish, Push, ScriptOp
 from .pace import Pace
@@ -54,6 +55,7 @@ class RedisTransport(Transport):
         ConfigurationError: A setting is wrong.
     """
 
+    features: ClassVar[frozenset[str]] = frozenset({"leases"})
     url_keys = URL_KEYS
 
     def __init__(
@@ -364,6 +366,43 @@ class RedisTransport(Transport):
             for frame in [outcome for outcome in outcomes if isinstance(outcome, bytes)][len(taken) :]:
                 self._push(self._write(queue), queue, frame, _NO_BOUND, self._expiry)
         return taken[0]
+
+    async def lease(self, queue: str, seconds: float, ttl: float) -> Leased:
+        links = self._read(queue)
+        if len(links) == 1:
+            links[0].use()
+            return await links[0].readers.leases.lease(queue, seconds, ttl)
+        leases = [asyncio.ensure_future(link.readers.leases.lease(queue, seconds, ttl)) for link in links]
+        leased: list[Leased] = []
+        try:
+            await asyncio.wait(leases, return_when=asyncio.FIRST_COMPLETED)
+            leased = [lease.result() for lease in leases if lease.done()][:1]
+        finally:
+            for lease in leases:
+                lease.cancel()
+            for other in await asyncio.gather(*leases, return_exceptions=True):
+                if isinstance(other, Leased) and other not in leased:
+                    await self.hold(queue, other.token, 0)
+        return leased[0]
+
+    async def hold(self, queue: str, token: str, seconds: float) -> bool:
+        return await self._lessor(queue, token).settle(queue, token, seconds, self._expiry)
+
+    async def settle(self, queue: str, token: str) -> bool:
+        return await self._lessor(queue, token).settle(queue, token, None, self._expiry)
+
+    def _lessor(self, queue: str, token: str) -> Leases:
+        """Where a lease is: its token begins with the name that this node has there."""
+        for link in self._read(queue):
+            if token.startswith(f"{link.sid}."):
+                return link.readers.leases
+        raise LayerClosed("the transport was closed since")
+
+    async def push_later(self, queue: str, frame: bytes, capacity: int, ttl: float, delay: float) -> None:
+        link = self._write(queue)
+        if not link.met:
+            await link.meet()
+        await link.readers.leases.push_later(queue, frame, capacity, ttl, delay)
 
     async def bind(self, topic: str, queue: str, capacity: int, ttl: float) -> None:
         ops: list[Op] = []

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from importlib.resources import files
 
-__all__ = ["BIND", "LEAVE", "POST", "PUSH", "TAKE", "TAKEN", "TRUTH", "Script", "load_commands"]
+__all__ = [
+    "BIND", "LATER", "LEASE", "LEAVE", "POST", "PUSH", "SETTLE", "TAKE", "TAKEN", "TRUTH", "UNLEASE", "Script",
+    "load_commands",
+]  # fmt: skip
 
 
 class Script:
-    """One script, in two forms: with ordinary pub/sub, and with that of a cluster's shards."""
+    """One script, with the files that stand before it, in two forms: ordinary pub/sub, and that of a cluster's shards."""
 
-    def __init__(self, name: str) -> None:
-        self.text = (files(__name__) / f"{name}.lua").read_text(encoding="utf-8")
+    def __init__(self, *names: str) -> None:
+        self.text = "".join((files(__name__) / f"{name}.lua").read_text(encoding="utf-8") for name in names)
         self.sharded_text = self.text.replace("'PUBLISH'", "'SPUBLISH'").replace("'NUMSUB'", "'SHARDNUMSUB'")
         #: How the server names it: the digest is part of its protocol, nothing is kept secret by it.
         self.sha, self.sharded_sha = (
@@ -23,13 +26,17 @@ class Script:
 
 POST = Script("post")
 PUSH = Script("push")
-TAKE = Script("take")
+TAKE = Script("put_off", "take")
+LEASE = Script("put_off", "lease")
+SETTLE = Script("put_off", "settle")
+UNLEASE = Script("put_off", "unlease")
+LATER = Script("put_off", "later")
 LEAVE = Script("leave")
 TAKEN = Script("taken")
 TRUTH = Script("truth")
 BIND = Script("bind")
 
-_ALL = (POST, PUSH, TAKE, LEAVE, TAKEN, TRUTH, BIND)
+_ALL = (POST, PUSH, TAKE, LEAVE, TAKEN, TRUTH, BIND, LEASE, SETTLE, UNLEASE, LATER)
 
 
 def load_commands(sharded: bool) -> list[tuple[str, ...]]:

@@ -1,7 +1,8 @@
--- Take the oldest live frames; with fewer than wanted, put the reader on the idle list. Answers deadlines and frames in turn.
+-- Take the oldest live frames; with fewer than wanted, put the reader on the idle list. Answers deadlines and frames in turn,
+-- and then, for an idle reader, in how many ms a frame is due, if one is.
 -- What a slot was given is remembered until its next request, so a request repeated after a lost answer gets the same
 -- frames, and one that comes late by another road (its number is old) gets nothing.
--- KEYS frames, deadlines, idle, held by the slot
+-- KEYS frames, deadlines, idle, held by the slot, schedule, contents
 -- ARGV slot, request, idle member, memory ms, frames wanted
 local held = redis.call('GETRANGE', KEYS[4], 0, 19)
 if held ~= '' then
@@ -13,8 +14,7 @@ if held ~= '' then
     return held ~= '' and cmsgpack.unpack(held) or {}
   end
 end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local due = bring(KEYS[1], KEYS[2], KEYS[5], KEYS[6], now)
 local given, frames = {}, nil
 repeat
   frames = redis.call('LPOP', KEYS[1], ARGV[5])
@@ -31,6 +31,7 @@ redis.call('SET', KEYS[4], ARGV[2] .. ' ' .. (#given > 0 and cmsgpack.pack(given
 if #given < 2 * tonumber(ARGV[5]) then
   redis.call('SADD', KEYS[3], ARGV[3])
   redis.call('PEXPIRE', KEYS[3], ARGV[4])
+  if due then given[#given + 1] = math.max(due - now, 1) end
   return given
 end
 redis.call('SREM', KEYS[3], ARGV[3])
