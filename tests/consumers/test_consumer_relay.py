@@ -14,6 +14,7 @@ from trunkline import ChannelLayer, opening
 from trunkline.consumers import (
     AsyncJsonWebsocketConsumer,
     AsyncWebsocketConsumer,
+    NoHandler,
     StopConsumer,
     WebsocketConsumer,
 )
@@ -367,6 +368,16 @@ async def test_events_sent_to_the_channel_itself_are_relayed_too(layer: ChannelL
         (channel,) = layer._nodes[asyncio.get_running_loop()]._board.boxes
         await layer.send(channel, {"type": "chat.message", "text": "to you"})
         assert await socket.receive_from() == "to you"
+
+
+async def test_an_event_whose_type_is_no_text(layer: ChannelLayer, caplog) -> None:
+    """It is refused as without a relay, by the consumer that got it."""
+    consumer = Server(Room.as_asgi())
+    await eventually(lambda: layer._nodes)
+    await idle(layer)
+    await layer.group_send("room", {"type": ["chat.message"]})
+    with pytest.raises(NoHandler, match="without a type"):
+        await consumer.task
 
 
 async def test_it_goes_on_after_a_flush(layer: ChannelLayer) -> None:

@@ -19,6 +19,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from types import CoroutineType
 from typing import Any, ClassVar, TypeAlias
 
 from asgiref.sync import async_to_sync, sync_to_async
@@ -174,9 +175,11 @@ class _Consumer:
             # Looked at now: taking the turn brings the other side's context variables.
             context = tracing.incoming.get() if tracing.tracer is not None else b""
             await turn.take(source)
-            self._handling = event.get("type") if isinstance(event, MutableMapping) else None
+            kind = event.get("type") if type(event) is dict or isinstance(event, MutableMapping) else None
+            self._handling = kind
             try:
-                work = self._relay if self._relays and self._handling in self._relays else self.dispatch
+                relayed = self._relays and isinstance(kind, str) and kind in self._relays
+                work = self._relay if relayed else self.dispatch
                 if tracing.tracer is None or (source is self._client_receive and not self._works):
                     await work(event)
                 else:
@@ -242,22 +245,21 @@ class _Consumer:
         return event if convert is None else convert(event)
 
     def _handler(self, event: Event) -> Callable[[Event], Any]:
-        kind = event.get("type") if isinstance(event, MutableMapping) else None
-        who = type(self).__name__
+        kind = event.get("type") if type(event) is dict or isinstance(event, MutableMapping) else None
         if not isinstance(kind, str) or not kind:
             raise NoHandler(
-                f"{who} got an event without a type: {_shown(event)}. Add 'type': 'some.event' to it."
+                f"{type(self).__name__} got an event without a type: {_shown(event)}. Add 'type': 'some.event' to it."
             )
         name = kind.replace(".", "_")
         if name.startswith("_") or name in _NOT_HANDLERS:
             raise NoHandler(
-                f"{who} got an event of type {kind!r}, which may not name a handler. Rename the type."
+                f"{type(self).__name__} got an event of type {kind!r}, which may not name a handler. Rename the type."
             )
         handler = getattr(self, name, None)
         if not callable(handler):
             write = "async def" if self._asynchronous else "def"
             raise NoHandler(
-                f"{who} has no handler for type {kind!r}: add `{write} {name}(self, event)` to it."
+                f"{type(self).__name__} has no handler for type {kind!r}: add `{write} {name}(self, event)` to it."
             )
         return handler  # type: ignore[no-any-return]
 
@@ -320,7 +322,7 @@ class AsyncConsumer(_Consumer):
     async def dispatch(self, message: Event) -> None:
         handler = self._handler(message)
         result = handler(self._typed(message) if self._converters else message)
-        if not inspect.isawaitable(result):
+        if type(result) is not CoroutineType and not inspect.isawaitable(result):
             raise self._wrong_colour()
         await result
 
