@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from .chat import CHATS, SERVING, Chat, chat
+from .chat import CHATS, SERVING, Chat, chat, versions
 from .contestants import CONTESTANTS, Contestant
 from .plots import draw
 from .report import AGAIN, TITLES, Results, explanation, machine
@@ -107,7 +107,8 @@ async def play(chosen: argparse.Namespace) -> Results:
         raise SystemExit("nobody can take part here")
     base = chosen.base if chosen.base in names else names[0]
     scale = QUICK if chosen.quick else dataclasses.replace(Scale(), seconds=chosen.seconds)
-    results = Results(base, machine([CONTESTANTS[name] for name in names], chosen.uvloop))
+    about = [*machine([CONTESTANTS[name] for name in names], chosen.uvloop), versions()]
+    results = Results(base, about)
     if chosen.merge and chosen.json.exists():
         results.keep(json.loads(chosen.json.read_text()))
     print("\n".join([*results.about, explanation(base)]), flush=True)

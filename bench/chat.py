@@ -17,7 +17,7 @@ from typing import Literal
 
 from .contestants import Place, place, server_command
 
-__all__ = ["CHATS", "SERVING", "Chat", "chat"]
+__all__ = ["CHATS", "SERVING", "Chat", "chat", "versions"]
 
 _HERE = Path(__file__).parent
 _SOCKETIO = _HERE / "peers" / "socketio"
@@ -100,6 +100,19 @@ SERVING = {
     f"relay on embedded, {server}": Chat(f"relay on embedded, {server}", "folder", server)
     for server in ("sansio", "websockets", "wsproto", "granian", "picows")
 }
+
+
+def versions() -> str:
+    """What the chats are made of, as far as it is here."""
+    found = []
+    for package in ("uvicorn", "websockets", "uvloop", "wsproto", "granian", "picows", "channels"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{package} {importlib.metadata.version(package)}")
+    if shutil.which("node"):
+        told = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
+        wanted = json.loads((_SOCKETIO / "package.json").read_text())["dependencies"]
+        found += [f"node {told.stdout.strip()}", *[f"{name} {version}" for name, version in wanted.items()]]
+    return f"chats: {', '.join(found)}; Python's on uvloop and uvicorn with websockets-sansio, where nothing else is said"
 
 
 async def chat(

@@ -1,5 +1,6 @@
 """The switchboard against the plainest model of what it means."""
 
+from functools import partial
 from typing import Any
 
 from hypothesis import settings as hypothesis_settings
@@ -209,3 +210,59 @@ def test_clear_keeps_waiters() -> None:
     assert list(board.boxes) == ["a"]
     assert not board.groups
     assert board.waiting == 0
+
+
+def test_sinks() -> None:
+    """A sink is asked where somebody waits and nothing is before; what it declines goes into the mailbox."""
+    board = Switchboard(Settings(capacity=3))
+    names = ["taking!", "declining!", "behind!", "absent!", "plain!"]
+    asked: list[str] = []
+    waiters = {}
+
+    def sink(name: str, message: object, shared: dict[object, object]) -> bool:
+        asked.append(name)
+        assert shared.setdefault("first", name) == "taking!"
+        return name == "taking!"
+
+    for name in names:
+        board.join("g", name, 0.0)
+        box = board.boxes[name]
+        if name != "plain!":
+            box.sink = partial(sink, name)
+        if name != "absent!":
+            waiters[name] = Waiter()
+            box.waiters.append(waiters[name])
+    board.put("behind!", Parcel(b"", 9.0, False), 0.0)
+    parcel = Parcel(b"", 9.0, False, {"type": "x"})
+    count, taken, wake = board.fan_out("g", parcel, 1.0, lambda box: None)
+    assert (count, taken) == (5, 1)
+    assert asked == ["taking!", "declining!"]
+    assert set(wake) == {waiters[name] for name in ("declining!", "behind!", "plain!")}
+    assert {name: len(board.boxes[name].parcels) for name in names} == {
+        "taking!": 0,
+        "declining!": 1,
+        "behind!": 2,
+        "absent!": 1,
+        "plain!": 1,
+    }
+    assert board.waiting == 5
+    assert parcel.fresh is None  # shared with the sinks: nobody is handed it
+
+
+def test_a_sink_may_bring_about_what_it_likes() -> None:
+    """A member forgotten, or a group joined, while sinks are asked; and a stale message is offered to none."""
+    board = Switchboard(Settings(capacity=3))
+    for name in ("a!", "b!"):
+        board.join("g", name, 0.0)
+        board.boxes[name].waiters.append(Waiter())
+
+    def upset(message: object, shared: object) -> bool:
+        board.forget("b!")
+        board.join("g", "c!", 1.0)
+        return True
+
+    board.boxes["a!"].sink = upset
+    board.boxes["b!"].sink = lambda message, shared: False
+    assert board.fan_out("g", Parcel(b"", 9.0, False, {}), 1.0, lambda box: None)[:2] == (1, 1)
+    assert board.waiting == 0
+    assert board.fan_out("g", Parcel(b"", 0.5, False, {}), 1.0, lambda box: None)[:2] == (2, 0)
