@@ -101,7 +101,7 @@ def plays(scenario: str, names: list[str], scale: Scale, chosen: argparse.Namesp
     }
 
 
-async def play(chosen: argparse.Namespace) -> Results:
+async def play(chosen: argparse.Namespace) -> None:
     names = present([CONTESTANTS[name] for name in chosen.layers])
     if not names:
         raise SystemExit("nobody can take part here")
@@ -130,22 +130,24 @@ async def play(chosen: argparse.Namespace) -> Results:
             f"{chosen.rounds} rounds of {scale.seconds:g} s in {time.monotonic() - began:.0f} s; load at the end {load}"
         )
         print(f"\n{results.text(scenario)}\n{results.notes[scenario]}", flush=True)
-    results.about += WITHOUT
-    return results
+        results.about = [*about, *WITHOUT]
+        write(results, chosen)  # now: a long run that is ended leaves what it has found
+
+
+def write(results: Results, chosen: argparse.Namespace) -> None:
+    pictures = draw(results, chosen.plots) if chosen.plots else {}
+    if chosen.json:
+        chosen.json.parent.mkdir(parents=True, exist_ok=True)
+        chosen.json.write_text(json.dumps(dataclasses.asdict(results), indent=1) + "\n")
+    if chosen.markdown:
+        chosen.markdown.write_text(results.markdown(pictures))
 
 
 def main() -> None:
     chosen = arguments()
     # Ended from outside, it still ends its servers and players.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    results = asyncio.run(play(chosen))
-    if chosen.json:
-        chosen.json.parent.mkdir(parents=True, exist_ok=True)
-        chosen.json.write_text(json.dumps(dataclasses.asdict(results), indent=1))
-    if chosen.markdown:
-        chosen.markdown.write_text(results.markdown(draw(results, chosen.plots) if chosen.plots else {}))
-    elif chosen.plots:
-        draw(results, chosen.plots)
+    asyncio.run(play(chosen))
 
 
 if __name__ == "__main__":
