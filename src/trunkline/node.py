@@ -169,30 +169,19 @@ class Node:
 
     # 1. Envelope
 
-    def send(self, channel: str, message: MessageLike) -> Coroutine[Any, Any, None]:
-        """See ``ChannelLayer.send``."""
-        if tracing.tracer is None:
-            return self._send(channel, message)
-        return self._traced(self._send, channel, message, tracing.tracer, False)
-
-    async def _traced(
-        self,
-        work: Callable[[str, MessageLike, bytes], Coroutine[Any, Any, None]],
-        address: str,
-        message: MessageLike,
-        tracer: tracing.Tracer,
-        group: bool,
-    ) -> None:
-        with tracer.sending(address, group) as context:
-            await work(address, message, context)
-
-    async def _send(self, channel: str, message: MessageLike, context: bytes = b"") -> None:
+    async def send(self, channel: str, message: MessageLike, context: bytes | None = None) -> None:
+        """See ``ChannelLayer.send``. ``context`` is what the tracer has to say; None: it was not asked yet."""
+        if context is None:
+            if tracing.tracer is not None:
+                with tracing.tracer.sending(channel, False) as context:
+                    return await Node.send(self, channel, message, context)
+            context = b""
         owner = names.channel(channel).node
         body = encode(message, self._settings.max_message_size, self._settings.codec)
         expires = self._now() + self._settings.expiry
         self.stats.sent += 1
         if owner == self.name:
-            self._put(channel, body, expires, posted=False, context=context)
+            self._put(channel, body, expires, False, context)
             return
         frame = self._seal.traced(CHANNEL, expires, channel, body, context)
         capacity = self._settings.capacity_of(channel)
@@ -206,16 +195,15 @@ class Node:
             self._refused(channel)
             raise
 
-    def send_later(self, channel: str, message: MessageLike, delay: float) -> Coroutine[Any, Any, None]:
-        """See ``ChannelLayer.send``. For a channel of a process, its owner waits; for a normal one, the transport."""
-        send = functools.partial(self._send_later, delay=delay)
-        if tracing.tracer is None:
-            return send(channel, message)
-        return self._traced(send, channel, message, tracing.tracer, False)
-
-    async def _send_later(
-        self, channel: str, message: MessageLike, context: bytes = b"", *, delay: float
+    async def send_later(
+        self, channel: str, message: MessageLike, delay: float, context: bytes | None = None
     ) -> None:
+        """See ``ChannelLayer.send``. For a channel of a process, its owner waits; for a normal one, the transport."""
+        if context is None:
+            if tracing.tracer is not None:
+                with tracing.tracer.sending(channel, False) as context:
+                    return await Node.send_later(self, channel, message, delay, context)
+            context = b""
         owner = names.channel(channel).node
         body = encode(message, self._settings.max_message_size, self._settings.codec)
         due, expiry = self._now() + delay, self._settings.expiry
@@ -233,13 +221,13 @@ class Node:
             self._refused(channel)
             raise
 
-    def group_send(self, group: str, message: MessageLike) -> Coroutine[Any, Any, None]:
+    async def group_send(self, group: str, message: MessageLike, context: bytes | None = None) -> None:
         """See ``ChannelLayer.group_send``."""
-        if tracing.tracer is None:
-            return self._group_send(group, message)
-        return self._traced(self._group_send, group, message, tracing.tracer, True)
-
-    async def _group_send(self, group: str, message: MessageLike, context: bytes = b"") -> None:
+        if context is None:
+            if tracing.tracer is not None:
+                with tracing.tracer.sending(group, True) as context:
+                    return await Node.group_send(self, group, message, context)
+            context = b""
         names.group(group)
         body = encode(message, self._settings.max_message_size, self._settings.codec)
         expires = self._now() + self._settings.expiry

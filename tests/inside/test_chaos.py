@@ -164,6 +164,23 @@ async def test_an_outage(layers: Layers, chaos: Any) -> None:
     assert cut.health().state == "ok"
 
 
+async def test_leases_and_delays(layers: Layers, chaos: Any) -> None:
+    """A delayed send has a fate like any other, and a lease waits for the end of an outage."""
+    layer = chaos(seed=1, drop=1.0)
+    if "leases" not in layer.extensions:
+        pytest.skip("this transport has no leases")
+    await layer.send("jobs", {"type": "x"}, delay=0.01)
+    assert len(layer.dropped) == 1
+    with layer.outage():
+        job = asyncio.create_task(layer.lease("jobs"))
+        await layers().send("jobs", {"type": "job"})
+        with pytest.raises(TransportUnavailable):
+            await layer.send("jobs", {"type": "x"}, delay=0.01)
+        assert not job.done()
+    async with asyncio.timeout(20):
+        assert (await job).message["type"] == "job"
+
+
 async def test_outages_by_chance_end(chaos: Any) -> None:
     """A sender that tries again gets everything through, once."""
     layer = chaos(seed=3, cut=0.2, outage=(0.001, 0.01))

@@ -20,6 +20,7 @@ from .. import names
 from ..envelope import Message, encode
 from ..errors import ChannelFull, ConfigurationError, LayerClosed, TransportUnavailable
 from ..layer import ChannelLayer
+from ..leases import Lease
 from ..node import Node
 from ..opening import layer_from_url, make_layer
 from ..settings import split_url
@@ -102,11 +103,19 @@ class _ChaosNode(Node):
         self._until_healed: list[asyncio.Future[None]] = []
         chaos.nodes.add(self)
 
-    def send(self, channel: str, message: MessageLike) -> Coroutine[Any, Any, None]:
-        return self._risk("send", channel, message, super().send)
+    async def send(self, channel: str, message: MessageLike, context: bytes | None = None) -> None:
+        await self._risk("send", channel, message, super().send)
 
-    def group_send(self, group: str, message: MessageLike) -> Coroutine[Any, Any, None]:
-        return self._risk("group_send", group, message, super().group_send)
+    async def send_later(
+        self, channel: str, message: MessageLike, delay: float, context: bytes | None = None
+    ) -> None:
+        def work(channel: str, message: MessageLike) -> Coroutine[Any, Any, None]:
+            return Node.send_later(self, channel, message, delay)
+
+        await self._risk("send", channel, message, work)
+
+    async def group_send(self, group: str, message: MessageLike, context: bytes | None = None) -> None:
+        await self._risk("group_send", group, message, super().group_send)
 
     async def _risk(
         self,
@@ -169,13 +178,20 @@ class _ChaosNode(Node):
                 future.set_result(None)
 
     async def _receive_queue(self, queue: str) -> Message:
+        await self._link_healed(queue)
+        return await super()._receive_queue(queue)
+
+    async def lease(self, queue: str, seconds: float) -> Lease:
+        await self._link_healed(queue)
+        return await super().lease(queue, seconds)
+
+    async def _link_healed(self, queue: str) -> None:
         while self._chaos.outages and not self.closed:
             future: asyncio.Future[None] = self.loop.create_future()
             self._until_healed.append(future)
             await future
         if self.closed:
             raise LayerClosed(f"the layer was closed while waiting on {queue}")
-        return await super()._receive_queue(queue)
 
     def _stop(self) -> None:
         super()._stop()

@@ -585,6 +585,23 @@ class LayerConformance(Kit):
     # Life
 
     @promise
+    async def test_every_process_reports(self) -> None:
+        """A survey brings a report of every process that has the layer open, with its counts; each is in good health."""
+        a, b, stranger = self.layer(), self.layer(), self.layer(f"{self.unique}x")
+        await self.member(b, "reports")
+        await stranger.new_channel()
+        await b.group_send("reports", {"type": "x"})
+        reports: dict[str, Any] = {}
+        async with asyncio.timeout(20):
+            while len(reports) < 2:
+                reports |= {report.node: report for report in await a.survey(0.2)}
+        assert sorted(report.stats.groups for report in reports.values()) == [0, 1]
+        assert sum(report.stats.group_sent for report in reports.values()) == 1
+        assert sum(report.stats.waiting for report in reports.values()) == 1
+        for health in (a.health(), b.health(), *(report.health for report in reports.values())):
+            assert (health.state, health.reasons) == ("ok", [])
+
+    @promise
     async def test_flush(self) -> None:
         """flush leaves a blank state in every process: no messages, no members; receivers go on waiting."""
         a, b = self.layer(), self.layer()

@@ -751,6 +751,15 @@ class TransportConformance(Kit):
         assert b.frames == []
 
     @promise
+    async def test_it_tells_how_it_does(self) -> None:
+        """While it works, whatever it names as its servers is up; closed, none of it is."""
+        a = await self.peer()
+        await a.transport.publish("t", b"x", 60.0)
+        assert all(server.up and server.name for server in a.transport.servers())
+        await a.transport.close()
+        assert not any(server.up for server in a.transport.servers())
+
+    @promise
     async def test_clocks_agree(self) -> None:
         """All nodes read the same clock, within half a second, and it moves on."""
         a, b = await self.peers(2)
