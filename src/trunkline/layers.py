@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Unpack
 
@@ -14,7 +14,7 @@ from .layer import ChannelLayer
 from .opening import layer_settings, transport_class
 from .settings import Options
 
-__all__ = ["EmbeddedChannelLayer", "InMemoryChannelLayer", "PostgresChannelLayer", "RedisChannelLayer"]
+__all__ = ["EmbeddedChannelLayer", "InMemoryChannelLayer", "NatsChannelLayer", "PostgresChannelLayer", "RedisChannelLayer"]
 
 OnGap = Callable[[str | None, str], object]
 
@@ -172,4 +172,72 @@ class PostgresChannelLayer(ChannelLayer):
         extra = {key: value for key, value in given.items() if value is not None}
         kept = {"prefix": prefix, "schema": schema, "expiry": settings.expiry}
         transport = partial(transport_class("postgres"), server=server, **kept, **extra)
+        super().__init__(transport, settings, on_gap)
+
+
+class NatsChannelLayer(ChannelLayer):
+    """Every process of any number of machines, over NATS 2.10 or newer.
+
+    Args:
+        servers: One URL, ``nats://[user:password@]host[:port][,host…]``, ``nats+tls://…``, or a list of them. None:
+            ``nats://localhost:4222``.
+        prefix: What all subjects and streams begin with: layers with different prefixes never meet.
+        recover: Keep a log of group messages in JetStream, so that a process that was cut off gets what it missed.
+        storage: Where JetStream keeps queues and that log: "file" or "memory".
+        replicas: Servers of a cluster that keep them. None: three where there are as many.
+        connect_timeout: Seconds that the first call goes on trying to connect while no server answers.
+        deadline: Seconds that a server may owe an answer before its connection is dropped.
+        credentials: A ``.creds`` file.
+        ssl_ca_certs: Whom to trust instead of the system's authorities.
+        ssl_certfile: Our own certificate.
+        ssl_keyfile: The key to it.
+        ssl_check_hostname: Whether the certificate must name the host.
+        on_disconnect: Called when the connection is lost.
+        on_reconnect: Called when it is back.
+        on_gap: Called with the group (None: any) and the reason when messages were lost.
+        **options: See ``trunkline.settings.Settings``.
+    """
+
+    def __init__(
+        self,
+        servers: str | Sequence[str] | None = None,
+        *,
+        prefix: str = "asgi",
+        recover: bool = False,
+        storage: str = "file",
+        replicas: int | None = None,
+        connect_timeout: float | None = None,
+        deadline: float | None = None,
+        credentials: str | None = None,
+        ssl_ca_certs: str | None = None,
+        ssl_certfile: str | None = None,
+        ssl_keyfile: str | None = None,
+        ssl_check_hostname: bool = True,
+        on_disconnect: Callable[..., Any] | None = None,
+        on_reconnect: Callable[..., Any] | None = None,
+        on_gap: OnGap | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        settings = layer_settings(NatsChannelLayer, options)
+        given = {
+            "replicas": replicas,
+            "connect_timeout": connect_timeout,
+            "deadline": deadline,
+            "credentials": credentials,
+            "ssl_ca_certs": ssl_ca_certs,
+            "ssl_certfile": ssl_certfile,
+            "ssl_keyfile": ssl_keyfile,
+            "on_disconnect": on_disconnect,
+            "on_reconnect": on_reconnect,
+        }
+        transport = partial(
+            transport_class("nats"),
+            servers,
+            prefix=prefix,
+            expiry=settings.expiry,
+            recover=recover,
+            storage=storage,
+            ssl_check_hostname=ssl_check_hostname,
+            **{key: value for key, value in given.items() if value is not None},
+        )
         super().__init__(transport, settings, on_gap)

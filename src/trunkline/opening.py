@@ -41,6 +41,7 @@ TRANSPORTS = {
         "trunkline.transports.redis:RedisTransport",
     ),
     **dict.fromkeys(("postgres", "postgresql"), "trunkline.transports.postgres:PostgresTransport"),
+    **dict.fromkeys(("nats", "nats+tls"), "trunkline.transports.nats:NatsTransport"),
 }
 _DJANGO = "trunkline.django.configured"
 _CHAOS = "trunkline.testing.chaos"

@@ -105,9 +105,19 @@ def _behind_proxies(link: Link, url: str, prefix: str) -> Transport:
     return detoured(link, transport.from_url(url, prefix=prefix))
 
 
+def _nats_behind_proxies(link: Link, url: str, prefix: str) -> Transport:
+    transport: Any = transport_class("nats").from_url(url, prefix=prefix)
+    addresses = [server.rpartition(":") for server in transport._access.servers]
+    roads = [TcpProxy(link, host.strip("[]"), int(port)) for host, _, port in addresses]
+    transport._access.servers = [f"127.0.0.1:{road.port}" for road in roads]
+    made: Transport = transport
+    return made
+
+
 #: URL scheme -> how to make a transport of that URL and prefix behind a link.
 LINKED: dict[str, Callable[[Link, str, str], Transport]] = {
     "memory": lambda link, url, prefix: LinkedMemory(link, "conform", prefix=prefix),
     "embedded": lambda link, url, prefix: LinkedEmbedded(link, path_of_url(url), prefix=prefix),
     **dict.fromkeys(("redis", "valkey", "redis+sentinel", "valkey+sentinel"), _behind_proxies),
+    "nats": _nats_behind_proxies,
 }

@@ -1,0 +1,931 @@
+"""The link to one cluster: what this node says, in order and again when it must, and what it hears.
+
+Rules of this room: every operation may be sent twice, its number makes the second time harmless; what is unanswered is
+sent again, in order and before anything new, when a connection was lost. Whatever is written in one turn of the loop
+leaves in one write. Nothing that arrives costs a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import struct
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from ...continuity import REPEATED, Foreign, Receiver, Sender, Sent
+from ...errors import ChannelFull, ConfigurationError, LayerClosed, MessageTooLarge, TransportUnavailable
+from ...transport import Arrivals
+from .servers import Access
+from .subjects import Subjects
+from .wire import Wire, connect, unavailable
+
+__all__ = ["Answer", "Link", "Op"]
+
+log = logging.getLogger("trunkline.nats")
+
+#: What may wait in an outage.
+_MAX_WAITING, _MAX_WAITING_BYTES = 10_000, 16 << 20
+#: Seconds after which an operation that got no answer is sent again: it may have died between two servers.
+_AGAIN = 1.0
+#: Seconds that a node which was heard of may be away, and any node of a cluster, whose news need a moment to spread.
+_AWAY, _SPREADING = 1.5, 0.25
+_KNOCK = 0.03
+#: Seconds that answered publishes are kept, for a server that dies with what it has confirmed.
+_WINDOW, _WINDOW_BYTES = 3.0, 8 << 20
+_HEARTBEAT = 2.5
+#: Seconds before an interruption from which logs are read again: what is read twice is delivered once.
+_OVERLAP_MS = 2000
+#: Topics one reading of the log names; of more it reads everything.
+_NAMED, _ENTRIES = 100, 500
+
+#: What a post begins with: sender, number, floor of its numbers, capacity (0: no bound), flags, length of the channel.
+_POST = struct.Struct(">8sQQIBB")
+_ANSWER = struct.Struct(">QB")
+_OK, _FULL, _HERE = 0, 1, 2
+
+Answer = tuple[bytes, bytes]
+
+
+class Op(Sent):
+    """One operation, and the future its caller waits for.
+
+    ``confirm``: the server's pong is its answer; else an answer comes to its own subject. What is logged waits for both:
+    our own copy comes before the pong.
+    """
+
+    __slots__ = (
+        "at",
+        "capacity",
+        "channel",
+        "confirm",
+        "expires",
+        "future",
+        "header",
+        "node",
+        "since",
+        "subject",
+        "want",
+    )
+
+    def __init__(self, link: Link, subject: bytes, body: bytes, ttl: float, *, chained: bool = False) -> None:
+        super().__init__(subject if chained else None, body)
+        self.subject = subject
+        self.future: asyncio.Future[Any] = link.loop.create_future()
+        self.expires = link.loop.time() + ttl
+        self.at = 0.0
+        self.confirm = False
+        #: What is still to come: 1 the pong, 2 the log's answer.
+        self.want = 0
+        self.header = b""
+        #: Posts only: the node, the channel, its capacity (0: no bound), when the node was first found to be away.
+        self.node = ""
+        self.channel = ""
+        self.capacity = 0
+        self.since = 0.0
+
+
+class Link:
+    """One node's connection to a cluster, for as long as the node is open.
+
+    Args:
+        delivered: Gets (subject, reply, payload, header) of what JetStream delivers to this node.
+        control: Gets what a node says to all: bindings and flushes.
+        resumed: Called when the link is up again, before anything new is sent.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        subjects: Subjects,
+        node: str,
+        arrivals: Arrivals,
+        *,
+        recover: bool,
+        retention: float,
+        deadline: float,
+        greet: Callable[[], Awaitable[None]],
+        delivered: Callable[[bytes, bytes, bytes, bytes], None],
+        control: Callable[[bytes, bytes], None],
+        resumed: Callable[[], None],
+        on_disconnect: Callable[[str], None],
+        on_reconnect: Callable[[str], None],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.access = access
+        self.subjects = subjects
+        self.node = node
+        self.recover = recover
+        self.deadline = deadline
+        self._arrivals = arrivals
+        self._greet, self._control, self._resumed = greet, control, resumed
+        self._on_disconnect, self._on_reconnect = on_disconnect, on_reconnect
+        self._context = access.context()
+        self._retention = retention
+        self.sid = os.urandom(8)
+        self.sender: Sender[Op] = Sender(
+            self.sid, retention=retention, window=_WINDOW, window_bytes=_WINDOW_BYTES
+        )
+        # Without a log there is nothing to wait for: a hole is told at once.
+        self.receiver = Receiver(retention=retention, slack=0.25, patience=1.5 if recover else 0.0)
+        self.wire: Wire | None = None
+        self._servers = list(access.servers)
+        self._offset = time.time() - time.monotonic()
+        self.clustered = False
+        self.max_payload = 1 << 20
+        self.up = False
+        self.met = False
+        self._closed = False
+        self._trouble: BaseException | str = "no answer yet"
+        self._lost: asyncio.Future[None] = self.loop.create_future()
+        self._opened: asyncio.Future[None] = self.loop.create_future()
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        # out
+        self._out: list[bytes] = []
+        self._unconfirmed: list[Op] = []
+        self._pings: deque[list[Op]] = deque()
+        self._asked: dict[int, Op] = {}
+        self._waiting: deque[Op] = deque()
+        self._waiting_bytes = 0
+        #: Asked while the connection is not up yet: they end with it.
+        self._urgent: list[Op] = []
+        self._silent_since = 0.0
+        # posts
+        self._known: set[str] = set()
+        self._away: dict[str, deque[Op]] = {}
+        self._knocking: asyncio.TimerHandle | None = None
+        self._seen: dict[bytes, dict[int, int]] = {}
+        self._counts: dict[str, int] = {}
+        self._answers: dict[bytes, list[bytes]] = {}
+        # in
+        self._sids = 0
+        self._topics: dict[bytes, tuple[bytes, str]] = {}
+        self._by_sid: dict[bytes, bytes] = {}
+        self._handlers: dict[bytes, Callable[[bytes, bytes, bytes, bytes], None]] = {}
+        self._fixed: list[tuple[bytes, bytes]] = []
+        self._listen(subjects.node(node), self._posted)
+        self._listen(subjects.answers + b".*", self._answered)
+        self._listen(subjects.deliveries + b".*", delivered)
+        self._listen(subjects.bindings, lambda subject, reply, payload, header: control(subject, payload))
+        self._listen(subjects.control, self._told)
+        self._listen(subjects.log, self._entry)
+        #: What the server said it does not allow us.
+        self._refusals: deque[str] = deque(maxlen=50)
+        self._alive_ms = 0
+        self._ponged_at = 0.0
+        self._reading: asyncio.Task[None] | None = None
+        self._readings = 0
+        self._read_page: asyncio.Future[int] | None = None
+        self._read_count = self._read_left = 0
+        self._behind: list[asyncio.Future[None]] = []
+
+    # -- life
+
+    async def open(self, timeout: float) -> None:
+        self._task = self.loop.create_task(self._run(), name=f"trunkline nats {self.access.address}")
+        self._timer = self.loop.call_later(0.25, self._watch)
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(self._opened)
+        except TimeoutError:
+            raise unavailable(self.access, self._trouble)
+
+    async def close(self) -> None:
+        until = self.loop.time() + 1.0
+        while self.up and (self.sender.busy or self._answers) and self.loop.time() < until:  # noqa: ASYNC110 - once
+            await asyncio.sleep(0.005)
+        if self.up:
+            self._send_raw(
+                b"PUB %b %d\r\nbye %b\r\n" % (self.subjects.control, 4 + len(self.node), self.node.encode())
+            )
+            op = Op(self, b"", b"", 1.0)
+            self._ping(op)
+            try:
+                await asyncio.wait_for(op.future, 1.0)
+            except (TransportUnavailable, TimeoutError):
+                log.info("%s was gone before we could say good-bye", self.access.address)
+        self._closed = True
+        tasks = [task for task in (self._task, self._reading) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._hang_up()
+        self._fail(LayerClosed("the layer was closed while the call waited"))
+
+    def abandon(self) -> None:
+        self._closed = True
+        for task in (self._task, self._reading):
+            if task is not None:
+                task._log_destroy_pending = False  # type: ignore[attr-defined] # it ends here, and that is meant
+        if self.wire is not None:
+            self.wire.abandon()
+
+    def _fail(self, error: Exception) -> None:
+        for timer in (self._timer, self._knocking):
+            if timer is not None:
+                timer.cancel()
+        futures = [op.future for op in (*self._asked.values(), *self._waiting)]
+        pinged = [op.future for ping in (*self._pings, self._unconfirmed) for op in ping]
+        for future in (*futures, *pinged, *self._behind, self._opened):
+            _raise(future, error)
+
+    async def _hang_up(self) -> None:
+        wire, self.wire, self.up = self.wire, None, False
+        if wire is not None:
+            await wire.shut()
+
+    async def _run(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                await self._connect()
+                attempt = 0
+                await self._lost
+            except ConfigurationError as error:
+                self._trouble = error
+                if not self.met:
+                    _raise(self._opened, error)
+                    return
+            except TransportUnavailable as error:
+                self._trouble = error.__cause__ or error
+            except TimeoutError:
+                self._trouble = f"no answer in {self.deadline:g} s"
+            except Exception as error:
+                # Whatever it is, a link that stops trying is an outage without end.
+                log.exception("unexpected trouble with %s, connecting anew", self.access.address)
+                self._trouble = error
+            was_up = self.up
+            self._interrupt()
+            await self._hang_up()
+            if was_up:
+                log.warning("lost %s: %s", self.access.address, self._trouble)
+                self._on_disconnect(self.access.address)
+            self._servers.append(self._servers.pop(0))
+            pause = min(0.02 * 2 ** (attempt // len(self._servers)), 0.5)
+            attempt += 1
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+
+    async def _connect(self) -> None:
+        self._lost = self.loop.create_future()
+        name = f"trunkline-{self.node}"
+        self.wire = wire = await connect(
+            self.access, self._servers[0], self, name=name, deadline=self.deadline, context=self._context
+        )
+        self.max_payload = wire.info.get("max_payload", self.max_payload)
+        self.clustered = bool(wire.info.get("cluster"))
+        for url in wire.info.get("connect_urls") or ():
+            if url not in self._servers:
+                self._servers.append(url)
+        self._out, self._unconfirmed = [], []
+        self._pings.clear()
+        self._silent_since = 0.0
+        async with asyncio.timeout(2 * self.deadline):
+            first = not self.met
+            if not first and self.recover:
+                self.receiver.interrupted(self._alive_ms - _OVERLAP_MS)
+            for sid, subject in (*self._fixed, *[(sid, topic) for topic, (sid, _) in self._topics.items()]):
+                self._send_raw(b"SUB %b %b\r\n" % (subject, sid))
+            here = b"here " + self.node.encode()
+            self._send_raw(b"PUB %b %d\r\n%b\r\n" % (self.subjects.control, len(here), here))
+            self._refusals.clear()
+            subscribed = Op(self, b"", b"", 2 * self.deadline)
+            self._ping(subscribed)
+            await subscribed.future
+            if self._refusals:
+                raise self._refusal(self._refusals[0])
+            await self._greet()
+        self._urgent = []
+        self.up = self.met = True
+        self._alive_ms = int(self.now() * 1000)
+        self._resume()
+        self._resumed()
+        if first:
+            self._opened.set_result(None)
+            return
+        log.info("%s is back", self.access.address)
+        if not self.recover and self._topics:
+            self._arrivals.gap(
+                None, "the connection to NATS was lost for a moment; recover=True would have caught up"
+            )
+        self._read_log()
+        self._on_reconnect(self.access.address)
+
+    def _interrupt(self) -> None:
+        self.up = False
+        self._pings.clear()
+        self._out, self._unconfirmed = [], []
+        self._answers.clear()
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _watch(self) -> None:
+        """Signs of life, operations without an answer, what has waited for its whole life."""
+        now = self.loop.time()
+        self._timer = self.loop.call_later(0.25, self._watch)
+        wire = self.wire
+        if wire is not None and not wire.closed:
+            if wire.heard or not self._pings:
+                self._silent_since = now
+            elif now - self._silent_since >= self.deadline:
+                wire.drop(TimeoutError(f"no answer for {self.deadline:g} s"))
+            if not self._pings and now - self._ponged_at >= _HEARTBEAT:
+                self._ping(None)
+            wire.heard = False
+        self.sender.prune(time.monotonic())
+        for op in (*self._waiting, *self._asked.values()):
+            if op.expires <= now:
+                self._give_up(op)
+            elif self.up and not op.confirm and op.at and now - op.at > _AGAIN and op.node not in self._away:
+                op.flags |= REPEATED
+                self._transmit(op)
+
+    def _give_up(self, op: Op) -> None:
+        _raise(
+            op.future,
+            unavailable(self.access, self._trouble if not self.up else "no answer", on_its_way=bool(op.seq)),
+        )
+        if op.seq:
+            self._asked.pop(op.seq, None)
+            self.sender.answer(op, time.monotonic())
+        else:
+            self._waiting.remove(op)
+        away = self._away.get(op.node)
+        if away is not None and op in away:
+            away.remove(op)
+
+    # -- clock
+
+    def now(self) -> float:
+        return time.monotonic() + self._offset
+
+    def set_clock(self, seconds: float, error: float) -> None:
+        """Take over the server's time; one that our own cannot be told from changes nothing."""
+        if abs(seconds - self.now()) > error:
+            self._offset += seconds - self.now()
+            self.receiver.rebase(int(self.now() * 1000))
+
+    # -- out
+
+    def submit(self, op: Op) -> asyncio.Future[Any]:
+        """Send it, or keep it until it can be sent.
+
+        Raises:
+            TransportUnavailable: There is no connection, and as much is waiting as may wait.
+            MessageTooLarge: The server would refuse it.
+        """
+        if self._closed:
+            raise LayerClosed("the transport is closed")
+        size = len(op.body) + len(op.header) + 200
+        if size > self.max_payload:
+            raise MessageTooLarge(
+                f"a message of {len(op.body)} bytes is above what the NATS server takes, max_payload = {self.max_payload} "
+                "bytes with 200 of our own: raise max_payload in the server's configuration (64MB at most)"
+            )
+        if self.up:
+            self._send(op)
+        elif len(self._waiting) >= _MAX_WAITING or self._waiting_bytes + size > _MAX_WAITING_BYTES:
+            raise unavailable(self.access, self._trouble)
+        else:
+            self._waiting.append(op)
+            self._waiting_bytes += size
+        return op.future
+
+    def _send(self, op: Op) -> None:
+        self.sender.number(op, int(self.now() * 1000))
+        self._asked[op.seq] = op
+        away = self._away.get(op.node) if op.node else None
+        if away is not None:
+            away.append(op)
+        else:
+            self._transmit(op)
+
+    def _transmit(self, op: Op) -> None:
+        op.at = self.loop.time()
+        out = self._out
+        if not out:
+            self.loop.call_soon(self._flush)
+        if op.topic is not None:
+            frame = self.sender.frame(op)
+            self._unconfirmed.append(op)
+            if op.confirm:
+                op.want = 1
+                out.append(b"PUB %b %d\r\n%b\r\n" % (op.subject, len(frame), frame))
+                return
+            op.want = 3
+            out.append(
+                b"PUB %b %b.%d %d\r\n%b\r\n" % (op.subject, self.subjects.answers, op.seq, len(frame), frame)
+            )
+            return
+        body = op.body
+        if op.node:
+            channel = op.channel.encode()
+            head = _POST.pack(self.sid, op.seq, self.sender.floor, op.capacity, op.flags, len(channel))
+            body = head + channel + body
+        if op.header:
+            out.append(
+                b"HPUB %b %b.%d %d %d\r\n%b%b\r\n"
+                % (
+                    op.subject,
+                    self.subjects.answers,
+                    op.seq,
+                    len(op.header),
+                    len(op.header) + len(body),
+                    op.header,
+                    body,
+                )
+            )
+        else:
+            out.append(
+                b"PUB %b %b.%d %d\r\n%b\r\n" % (op.subject, self.subjects.answers, op.seq, len(body), body)
+            )
+
+    def _send_raw(self, data: bytes) -> None:
+        if not self._out:
+            self.loop.call_soon(self._flush)
+        self._out.append(data)
+
+    def say(self, subject: bytes, payload: bytes, reply: bytes = b"") -> None:
+        """Publish something that nobody confirms; nothing happens without a connection."""
+        if self.wire is not None:
+            self._send_raw(b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(payload), payload))
+
+    def _ping(self, op: Op | None) -> None:
+        if not self._out:
+            self.loop.call_soon(self._flush)
+            self._out.append(b"")
+        if op is not None:
+            op.confirm = True
+            self._unconfirmed.append(op)
+        else:
+            self._out.append(b"PING\r\n")
+            self._flush()
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        wire = self.wire
+        if wire is None:
+            return
+        if self._answers:
+            answers, self._answers = self._answers, {}
+            for inbox, parts in answers.items():
+                payload = b"".join(parts)
+                out.append(b"PUB %b.0 %d\r\n%b\r\n" % (inbox, len(payload), payload))
+        if self._unconfirmed:
+            self._pings.append(self._unconfirmed)
+            self._unconfirmed = []
+            out.append(b"PING\r\n")
+        elif b"PING\r\n" in out:
+            self._pings.append([])
+        if out:
+            wire.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _resume(self) -> None:
+        self._asked.clear()
+        self._away.clear()
+        for op in self.sender.replay():
+            self._asked[op.seq] = op
+            op.since = 0.0
+            self._transmit(op)
+        waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
+        for op in waiting:
+            if not op.future.done():
+                self._send(op)
+
+    async def round_trip(self, ttl: float) -> None:
+        """Wait until the server has done what was said so far."""
+        op = Op(self, b"", b"", ttl)
+        op.confirm = True
+        self._unconfirmed.append(op)
+        self._send_raw(b"")
+        await op.future
+
+    async def request(
+        self,
+        subject: str,
+        payload: Any = None,
+        *,
+        header: bytes = b"",
+        ttl: float | None = None,
+        now: bool = False,
+    ) -> Answer:
+        """Ask something that may be asked twice; returns (payload, header) of the answer.
+
+        Args:
+            now: Ask over a connection that is not up for others yet.
+
+        Raises:
+            TransportUnavailable: No answer.
+        """
+        body = (
+            payload
+            if isinstance(payload, bytes)
+            else b""
+            if payload is None
+            else json.dumps(payload).encode()
+        )
+        op = Op(self, subject.encode(), body, self.deadline if ttl is None else ttl)
+        op.header = header
+        if now:
+            self._urgent.append(op)
+            self._send(op)
+        else:
+            self.submit(op)
+        answer: Answer = await op.future
+        return answer
+
+    def request_op(self, subject: bytes, body: bytes, ttl: float) -> asyncio.Future[Any]:
+        """The same, answered as a future."""
+        op = Op(self, subject, body, ttl)
+        try:
+            return self.submit(op)
+        except (TransportUnavailable, LayerClosed) as error:
+            _raise(op.future, error)
+            return op.future
+
+    async def api(self, subject: str, payload: Any = None, *, now: bool = False) -> dict[str, Any]:
+        """Ask JetStream; the answer may hold an ``error``. Without JetStream its code is 503."""
+        body, header = await self.request(f"$JS.API.{subject}", payload, now=now)
+        if header:
+            return {"error": {"code": _status(header), "err_code": 0, "description": "no responders"}}
+        answer: dict[str, Any] = json.loads(body)
+        return answer
+
+    # -- publish, post
+
+    def publish(self, topic: str, frame: bytes, ttl: float) -> Op:
+        op = Op(self, self.subjects.topic(topic), frame, ttl, chained=True)
+        op.confirm = not self.recover
+        self.submit(op)
+        return op
+
+    def post(self, node: str, channel: str, frame: bytes, capacity: int | None, ttl: float) -> Op:
+        op = Op(self, self.subjects.node(node), frame, min(ttl, 2 * self.deadline))
+        op.node, op.channel, op.capacity = node, channel, capacity or 0
+        self.submit(op)
+        return op
+
+    def _posted(self, subject: bytes, reply: bytes, payload: bytes, header: bytes) -> None:
+        try:
+            sid, seq, floor, capacity, flags, length = _POST.unpack_from(payload)
+        except struct.error:
+            self._arrivals.deliver(payload)  # for the layer to count and to log
+            return
+        seen = self._seen.get(sid)
+        if seen is None:
+            seen = self._seen[sid] = {}
+        outcome = seen.get(seq) if flags & REPEATED else None
+        if outcome is None:
+            outcome = _OK
+            if capacity:
+                channel = payload[_POST.size : _POST.size + length].decode()
+                count = self._counts.get(channel, 0)
+                if count >= capacity:
+                    outcome = _FULL
+                else:
+                    self._counts[channel] = count + 1
+            seen[seq] = outcome
+            if len(seen) > 2048:
+                self._seen[sid] = {number: was for number, was in seen.items() if number >= floor}
+            if outcome == _OK:
+                self._take_post(sid, seq, payload[_POST.size + length :])
+        inbox, _, _ = reply.rpartition(b".")
+        if not self._answers:
+            self._send_raw(b"")
+        self._answers.setdefault(inbox, []).append(_ANSWER.pack(seq, outcome))
+
+    def _take_post(self, sid: bytes, seq: int, body: bytes) -> None:
+        if not self.receiver.recovering:
+            self._arrivals.deliver(body)
+            return
+        # Set aside with what was published, so that one sender's frames stay in their order.
+        inbox = self.subjects.node(self.node)
+        if not self.receiver.hears(inbox):
+            self.receiver.join(inbox, 0)
+        sent = Sent(inbox, body)
+        sent.seq = seq
+        self.receiver.push(inbox, Sender[Sent](sid, retention=1).frame(sent))
+
+    def taken(self, channel: str, count: int) -> None:
+        left = self._counts.get(channel, 0) - count
+        if left > 0:
+            self._counts[channel] = left
+        else:
+            self._counts.pop(channel, None)
+
+    # -- in
+
+    def _listen(self, subject: bytes, handler: Callable[[bytes, bytes, bytes, bytes], None]) -> None:
+        self._sids += 1
+        sid = b"%d" % self._sids
+        self._handlers[sid] = handler
+        self._fixed.append((sid, subject))
+
+    def message(self, sid: bytes, subject: bytes, reply: bytes, payload: bytes, header: bytes) -> None:
+        topic = self._by_sid.get(sid)
+        if topic is None:
+            handler = self._handlers.get(sid)
+            if handler is not None:
+                handler(subject, reply, payload, header)
+            return
+        try:
+            body = self.receiver.push(topic, payload)
+        except Foreign:
+            self._arrivals.deliver(payload)  # for the layer to count and to log
+            return
+        if body is not None:
+            self._arrivals.deliver(body)
+        elif self.receiver.recovering:
+            self._read_log()
+
+    def pong(self) -> None:
+        self._alive_ms = int(self.now() * 1000)
+        self._ponged_at = self.loop.time()
+        if not self._pings:
+            return
+        for op in self._pings.popleft():
+            op.want &= ~1
+            if not op.want:
+                self._finish(op, None)
+
+    def _finish(self, op: Op, answer: Any) -> None:
+        if op.seq and not op.done:
+            self._asked.pop(op.seq, None)
+            self.sender.answer(op, time.monotonic())
+        if not op.future.done():
+            op.future.set_result(answer)
+
+    def _answered(self, subject: bytes, reply: bytes, payload: bytes, header: bytes) -> None:
+        seq = int(subject[subject.rindex(b".") + 1 :])
+        if not seq:
+            for number, outcome in _ANSWER.iter_unpack(payload):
+                self._post_answered(number, outcome)
+            return
+        op = self._asked.get(seq)
+        if op is None:
+            return
+        if op.node:
+            self._not_there(op)
+            return
+        if op.topic is not None and (header or b'"error"' in payload):
+            return  # the log did not take it: it is sent again in a moment
+        op.want &= ~2
+        if not op.want:
+            self._finish(op, (payload, header))
+
+    def _post_answered(self, seq: int, outcome: int) -> None:
+        op = self._asked.pop(seq, None)
+        if op is None:
+            return
+        self._known.add(op.node)
+        self.sender.answer(op, time.monotonic())
+        if op.future.done():
+            return
+        if outcome == _FULL:
+            op.future.set_exception(ChannelFull(f"{op.channel} holds {op.capacity} messages, its capacity"))
+            op.future.exception()
+        else:
+            op.future.set_result(True)
+
+    def _not_there(self, op: Op) -> None:
+        """Nobody hears the node of a post: it is gone, or about to be back."""
+        now = self.loop.time()
+        op.since = op.since or now
+        patience = _AWAY if op.node in self._known else _SPREADING if self.clustered else 0.0
+        if now - op.since >= patience:
+            away = self._away.pop(op.node, deque())
+            self._known.discard(op.node)
+            for each in dict.fromkeys((op, *away)):
+                self._asked.pop(each.seq, None)
+                self.sender.answer(each, time.monotonic())
+                if not each.future.done():
+                    each.future.set_result(False)
+            return
+        # In the order sent: answers of this kind come in that order too.
+        away = self._away.setdefault(op.node, deque())
+        if op not in away:
+            later = [each for each in away if each.seq > op.seq]
+            away.append(op)
+            if later:
+                self._away[op.node] = deque(sorted(away, key=lambda each: each.seq))
+        if self._knocking is None:
+            self._knocking = self.loop.call_later(_KNOCK, self._knock)
+
+    def _knock(self) -> None:
+        self._knocking = None
+        for node in list(self._away):
+            self._try_again(node)
+
+    def _try_again(self, node: str) -> None:
+        for op in self._away.pop(node, ()):
+            op.flags |= REPEATED
+            if self.up:
+                self._transmit(op)
+
+    def _told(self, subject: bytes, reply: bytes, payload: bytes, header: bytes) -> None:
+        word, _, rest = payload.partition(b" ")
+        node = rest.decode("utf-8", "replace")
+        if word == b"here":
+            self._known.add(node)
+            self._try_again(node)
+        elif word == b"bye":
+            self._known.discard(node)
+        elif word == b"flush":
+            self._counts.clear()
+            self._control(subject, payload)
+
+    def refused(self, text: str) -> None:
+        log.error("NATS at %s: %s", self.access.address, text)
+        self._refusals.append(text)
+        error = self._refusal(text)
+        for op in list(self._asked.values()):
+            if f'"{op.subject.decode()}"'.lower() in text.lower():
+                self._asked.pop(op.seq, None)
+                self.sender.answer(op, time.monotonic())
+                _raise(op.future, error)
+
+    def _refusal(self, text: str) -> ConfigurationError:
+        doctor = f"trunkline doctor {self.access.shown}"
+        return ConfigurationError(
+            f"NATS at {self.access.address}: {text}. `{doctor}` names what must be allowed"
+        )
+
+    def lame(self) -> None:
+        if self.clustered and self.wire is not None:
+            self.wire.drop(ConnectionError("the server is about to stop"))
+
+    def lost(self, wire: Wire, error: BaseException) -> None:
+        if wire is self.wire or self.wire is None:
+            self._trouble = error
+            self.up = False
+            urgent, self._urgent = self._urgent, []
+            for op in urgent:
+                self._asked.pop(op.seq, None)
+                self.sender.answer(op, time.monotonic())
+            pinged = [op for ping in (*self._pings, self._unconfirmed) for op in ping if not op.seq]
+            for op in (*urgent, *pinged):
+                _raise(op.future, unavailable(self.access, error))
+            if not self._lost.done():
+                self._lost.set_result(None)
+
+    # -- topics
+
+    async def subscribe(self, topic: str) -> None:
+        name = self.subjects.topic(topic)
+        if name not in self._topics:
+            self._sids += 1
+            sid = b"%d" % self._sids
+            self._topics[name] = sid, topic
+            self._by_sid[sid] = name
+            self.receiver.join(name, int(self.now() * 1000))
+            if self.wire is not None:
+                self._send_raw(b"SUB %b %b\r\n" % (name, sid))
+        until = self.loop.time() + 2 * self.deadline
+        while True:
+            try:
+                await self.round_trip(self.deadline)
+            except TransportUnavailable:
+                if self.loop.time() > until:
+                    raise
+                await asyncio.sleep(0.05)
+                continue
+            refusals = [text for text in self._refusals if f'"{name.decode()}"'.lower() in text.lower()]
+            if refusals:
+                self.unsubscribe(topic)
+                raise self._refusal(refusals[0])
+            return
+
+    def unsubscribe(self, topic: str) -> None:
+        name = self.subjects.topic(topic)
+        sid, _ = self._topics.pop(name, (b"", ""))
+        if sid:
+            del self._by_sid[sid]
+            self.receiver.leave(name)
+            if self.wire is not None:
+                self._send_raw(b"UNSUB %b\r\n" % sid)
+
+    # -- what was missed
+
+    async def caught_up(self) -> None:
+        """Wait until what came in is delivered: at once, unless the log is being read."""
+        if self.receiver.recovering:
+            future: asyncio.Future[None] = self.loop.create_future()
+            self._behind.append(future)
+            await future
+
+    def _read_log(self) -> None:
+        if not self.recover:
+            while self.receiver.recovering:
+                self.receiver.reads(int(self.now() * 1000))
+                self._settle()
+        elif self._reading is None and self.up and self.receiver.recovering:
+            self._reading = self.loop.create_task(self._catch_up(), name="trunkline nats catch-up")
+
+    def _settle(self) -> float | None:
+        outcome = self.receiver.settle(time.monotonic())
+        for topic in dict.fromkeys(outcome.gaps):
+            if topic in self._topics:
+                self._arrivals.gap(self._topics[topic][1], "NATS did not deliver them")
+        for _, body in outcome.deliver:
+            self._arrivals.deliver(body)
+        return outcome.again
+
+    async def _catch_up(self) -> None:
+        while self.receiver.recovering:
+            try:
+                await self._read_entries(self.receiver.reads(int(self.now() * 1000)))
+            except (TransportUnavailable, TimeoutError) as error:
+                log.warning("reading the log failed, trying again: %s", error)
+                await asyncio.sleep(0.2)
+                continue
+            if again := self._settle():
+                await asyncio.sleep(again)
+        self._reading = None
+        self.receiver.leave(self.subjects.node(self.node))
+        behind, self._behind = self._behind, []
+        for future in behind:
+            if not future.done():
+                future.set_result(None)
+
+    async def _read_entries(self, wanted: list[tuple[bytes, int]]) -> None:
+        inbox = self.subjects.node(self.node)
+        wanted = [(topic, since) for topic, since in wanted if topic != inbox]
+        if not wanted:
+            return
+        filters = [topic.decode() for topic, _ in wanted]
+        if len(filters) > _NAMED:
+            filters = [self.subjects.all_topics]
+        since = datetime.fromtimestamp(min(since for _, since in wanted) / 1000, UTC)
+        await self.read_stream(self.subjects.topics_stream, filters, since)
+
+    async def read_stream(
+        self, stream: str, filters: list[str], since: datetime | None, *, now: bool = False
+    ) -> None:
+        """Read what a stream holds; it goes to whom it would have gone.
+
+        Raises:
+            TransportUnavailable: It cannot be read at the moment.
+        """
+        self._readings += 1
+        name = f"{self.subjects.answers.rpartition(b'.')[2].decode()}-{self._readings}"
+        start = {"deliver_policy": "all"}
+        if since is not None:
+            text = since.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            start = {"deliver_policy": "by_start_time", "opt_start_time": text}
+        config = {
+            "name": name, "ack_policy": "none", "replay_policy": "instant", "mem_storage": True, "num_replicas": 1,
+            "inactive_threshold": 5_000_000_000, "filter_subjects": filters, **start,
+        }  # fmt: skip
+        made = await self.api(
+            f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": config}, now=now
+        )
+        if error := made.get("error"):
+            raise unavailable(self.access, f"JetStream: {error['description']}")
+        left = made.get("num_pending", 0)
+        while left > 0:
+            self._read_page = self.loop.create_future()
+            self._read_count, self._read_left = min(left, _ENTRIES), 0
+            ask = b'{"batch":%d,"no_wait":true}' % self._read_count
+            self.say(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}".encode(), ask, self.subjects.log)
+            async with asyncio.timeout(self.deadline):
+                left = await self._read_page
+
+    def _entry(self, subject: bytes, reply: bytes, payload: bytes, header: bytes) -> None:
+        """One entry of a stream that is being read, or that there are no more."""
+        page = self._read_page
+        if page is None or page.done():
+            return
+        if not reply.startswith(b"$JS.ACK."):
+            page.set_result(0)
+            return
+        words = reply.split(b".")
+        number, stamp, left = (
+            (words[5], words[7], words[8]) if len(words) == 9 else (words[7], words[9], words[10])
+        )
+        if subject in self._topics:
+            self.receiver.read(subject, (int(stamp) // 1_000_000, int(number)), payload)
+        else:
+            self._control(subject, payload)
+        self._read_count -= 1
+        if self._read_count == 0 or left == b"0":
+            page.set_result(int(left))
+
+
+def _raise(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()
+
+
+def _status(header: bytes) -> int:
+    """The number in a status line; 0 where the header is no status."""
+    word = header[8:12].strip()
+    return int(word) if word.isdigit() else 0
