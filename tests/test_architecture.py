@@ -156,7 +156,8 @@ def test_no_drawers() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in MODULES if not name.startswith(("django", "transports.redis", "transports.nats"))]
+    "name",
+    [name for name in MODULES if not name.startswith(("django", "transports.redis", "transports.nats"))],
 )
 def test_exports_exist(name: str) -> None:
     """What a module names in __all__ is there."""

@@ -14,7 +14,13 @@ from .layer import ChannelLayer
 from .opening import layer_settings, transport_class
 from .settings import Options
 
-__all__ = ["EmbeddedChannelLayer", "InMemoryChannelLayer", "NatsChannelLayer", "PostgresChannelLayer", "RedisChannelLayer"]
+__all__ = [
+    "EmbeddedChannelLayer",
+    "InMemoryChannelLayer",
+    "NatsChannelLayer",
+    "PostgresChannelLayer",
+    "RedisChannelLayer",
+]
 
 OnGap = Callable[[str | None, str], object]
 

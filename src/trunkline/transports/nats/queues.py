@@ -36,7 +36,9 @@ _AHEAD = 8
 #: Seconds that a request for frames is open at the server.
 _OPEN = 10.0
 #: Seconds after which the server gives a frame to somebody else whose reader was cut off.
-_ACK_WAIT = 4.0
+_ACK_WAIT = 6.0
+#: Until then an acknowledgement may be repeated: later the frame may be somebody else's.
+_ACK_UNTIL = 5.0
 _STORE_FAILED, _EXISTS, _NO_STREAM = 10077, 10058, 10059
 
 
@@ -47,8 +49,8 @@ class _Reader:
         self.queue = queue
         self.name = name
         self.waiters: deque[asyncio.Future[None]] = deque()
-        #: Delivered, not acknowledged: (frame, where to acknowledge).
-        self.held: deque[tuple[bytes, bytes]] = deque()
+        #: Delivered, not acknowledged: (frame, where to acknowledge, until when it may be).
+        self.held: deque[tuple[bytes, bytes, float]] = deque()
         #: Acknowledged: ours.
         self.ready: deque[bytes] = deque()
         self.acking = 0
@@ -282,7 +284,7 @@ class Queues:
         if len(payload) < _EXPIRES.size or _EXPIRES.unpack_from(payload)[0] <= self._link.now() * 1000:
             self._link.say(reply, b"+TERM")
         else:
-            reader.held.append((payload[_EXPIRES.size :], reply))
+            reader.held.append((payload[_EXPIRES.size :], reply, self._link.loop.time() + _ACK_UNTIL))
         self._advance(reader)
 
     def _no_frame(self, subject: bytes, header: bytes) -> None:
@@ -294,9 +296,12 @@ class Queues:
             reader.exists = False  # it is gone, or has moved to another server
         self._link.loop.call_later(0.02, self._advance, reader)
 
-    def _acknowledge(self, reader: _Reader, frame: bytes, where: bytes) -> None:
+    def _acknowledge(self, reader: _Reader, frame: bytes, where: bytes, until: float) -> None:
+        left = until - self._link.loop.time()
+        if left <= 0:
+            return  # the server gives it to somebody again
         reader.acking += 1
-        asked = self._link.request_op(where, b"+ACK", _ACK_WAIT)
+        asked = self._link.request_op(where, b"+ACK", left)
 
         def answered(future: asyncio.Future[Any]) -> None:
             reader.acking -= 1
@@ -320,7 +325,7 @@ class Queues:
 
     def _give_back(self, reader: _Reader, ready: bool = True) -> None:
         while reader.held:
-            _, where = reader.held.popleft()
+            _, where, _ = reader.held.popleft()
             reader.returning += 1
             self._link.request_op(where, b"-NAK", _ACK_WAIT).add_done_callback(
                 lambda _: self._returned(reader)
@@ -345,11 +350,10 @@ class Queues:
     # -- life
 
     def resumed(self) -> None:
-        """The connection is another one: what was asked for is forgotten, what was delivered comes again."""
+        """The connection is another one: what was asked for is forgotten."""
         for reader in self._readers.values():
             reader.asked = 0
             reader.exists = False
-            reader.held.clear()
             self._advance(reader)
 
     def forget(self) -> None:
