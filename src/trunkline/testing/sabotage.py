@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import ChannelFull
-from ..transport import Transport
+from ..transport import Leased, Transport
 from .kit import Link
 from .transport_conformance import TransportConformance
 
@@ -346,6 +346,98 @@ def cut_loses(transport: Any, link: Link) -> None:
     transport.open = open_
 
 
+def lease_is_a_pull(transport: Any, link: Link) -> None:
+    """A leased frame is gone: it does not come back."""
+    real = transport.lease
+
+    async def lease(queue: str, seconds: float, ttl: float) -> Leased:
+        taken: Leased = await real(queue, 1000 * seconds, ttl)
+        return taken
+
+    transport.lease = lease
+
+
+def lease_forgets_tries(transport: Any, link: Link) -> None:
+    """Every lease is said to be the first."""
+    real = transport.lease
+
+    async def lease(queue: str, seconds: float, ttl: float) -> Leased:
+        taken: Leased = await real(queue, seconds, ttl)
+        return taken._replace(tries=1)
+
+    transport.lease = lease
+
+
+def cancelled_lease_counts(transport: Any, link: Link) -> None:
+    """What a cancelled lease was given goes back as if it had been tried."""
+    real = transport.lease
+
+    async def lease(queue: str, seconds: float, ttl: float) -> Leased:
+        taken: Leased = await real(queue, seconds, ttl)
+        try:
+            await asyncio.sleep(0.0005)
+        except asyncio.CancelledError:
+            await transport.hold(queue, taken.token, 0)
+            raise
+        return taken
+
+    transport.lease = lease
+
+
+def settle_does_nothing(transport: Any, link: Link) -> None:
+    """settle says yes and forgets it."""
+
+    async def settle(queue: str, token: str) -> bool:
+        return True
+
+    transport.settle = settle
+
+
+def hold_revives(transport: Any, link: Link) -> None:
+    """hold says yes to a lease that has ended."""
+    real = transport.hold
+
+    async def hold(queue: str, token: str, seconds: float) -> bool:
+        await real(queue, token, seconds)
+        return True
+
+    transport.hold = hold
+
+
+def push_later_at_once(transport: Any, link: Link) -> None:
+    """The delay is ignored."""
+
+    async def push_later(queue: str, frame: bytes, capacity: int, ttl: float, delay: float) -> None:
+        await transport.push(queue, frame, capacity, ttl)
+
+    transport.push_later = push_later
+
+
+def push_later_in_the_sender(transport: Any, link: Link) -> None:
+    """The delay is a timer of the sender, and dies with it."""
+
+    async def push(*arguments: Any) -> None:
+        with contextlib.suppress(Exception):
+            await transport.push(*arguments)
+
+    async def push_later(queue: str, frame: bytes, capacity: int, ttl: float, delay: float) -> None:
+        asyncio.get_running_loop().call_later(
+            delay, lambda: asyncio.ensure_future(push(queue, frame, capacity, ttl))
+        )
+
+    transport.push_later = push_later
+
+
+def push_later_without_bound(transport: Any, link: Link) -> None:
+    """Any number of frames may be put off."""
+    real = transport.push_later
+
+    async def push_later(queue: str, frame: bytes, capacity: int, ttl: float, delay: float) -> None:
+        await real(queue, frame, 2**31, ttl, delay)
+
+    transport.push_later = push_later
+
+
 #: Each fault, and a promise that must notice it.
 FAULTS: dict[Fault, str] = {
     subscribe_returns_early: "test_nothing_is_missed_after_subscribe",
@@ -374,6 +466,14 @@ FAULTS: dict[Fault, str] = {
     publish_returns_before_its_own_copy: "test_the_own_copy_comes_first",
     deliver_in_any_thread: "test_loops_and_threads",
     cut_loses: "test_cut_link",
+    lease_is_a_pull: "test_a_lease_that_ends_comes_back",
+    lease_forgets_tries: "test_a_lease_that_ends_comes_back",
+    cancelled_lease_counts: "test_a_cancelled_lease_takes_nothing",
+    settle_does_nothing: "test_a_settled_lease_is_done",
+    hold_revives: "test_a_lease_can_be_prolonged",
+    push_later_at_once: "test_a_delayed_frame_waits",
+    push_later_in_the_sender: "test_a_delay_survives_its_sender",
+    push_later_without_bound: "test_delayed_frames_come_by_time",
 }
 
 
