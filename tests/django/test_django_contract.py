@@ -59,7 +59,9 @@ def test_the_methods_channels_calls(layer: Any) -> None:
         "close",
     ):
         assert inspect.iscoroutinefunction(getattr(layer, name)), name
-    assert list(inspect.signature(layer.send).parameters) == ["channel", "message"]
+    parameters = inspect.signature(layer.send).parameters.values()
+    positional = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
+    assert positional == ["channel", "message"]
     assert list(inspect.signature(layer.group_send).parameters) == ["group", "message"]
     assert list(inspect.signature(layer.group_add).parameters) == ["group", "channel"]
     assert {"groups", "flush"} <= set(layer.extensions)
