@@ -4,11 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help demo test check fix bench docs clean
+.PHONY: help demo test check soak fix bench docs clean
 help:
 	@echo "make demo    a chat across two server processes and a worker, in your browser"
 	@echo "make test    every test (under five minutes, no root, no server)"
 	@echo "make check   format, lint, types, architecture and every test"
+	@echo "make soak    ten failovers in a row under load, on each kind of server (four minutes)"
 	@echo "make fix     format and mend what can be mended automatically"
 	@echo "make bench   measure this machine, side by side with others; writes docs/benchmarks.md"
 	@echo "make docs    check the documentation's examples and links"
@@ -41,6 +42,9 @@ check: $(VENV)/.ready-check
 	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
 	@echo "==> Everything is green."
+
+soak: $(VENV)/.ready-check
+	@TRUNKLINE_FAILOVERS=10 $(BIN)/python -m pytest -q -s tests/faults/test_redis_failovers.py $(ARGS)
 
 fix: $(VENV)/.ready-check
 	@$(BIN)/ruff check --fix src tests bench examples

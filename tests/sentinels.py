@@ -10,7 +10,7 @@ from typing import Any
 
 from servers import Server, servers
 
-__all__ = ["Sentinel", "Watched"]
+__all__ = ["Sentinel", "Watched", "until"]
 
 
 class Sentinel(Server):
@@ -31,7 +31,7 @@ class Sentinel(Server):
         with open(self.directory / "log", "ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
-            _until("the sentinel answers", self._answers, wait)
+            until("the sentinel answers", self._answers, wait)
         except RuntimeError:
             self.kill()
             if is_new:
@@ -52,6 +52,7 @@ class Watched:
 
     Args:
         down_after: Milliseconds without an answer after which a server counts as down.
+        failover_timeout: Milliseconds; sentinels start no failover within twice as long after the last one.
         password: Of the servers.
         sentinel_password: Of the sentinels.
         options: Of the servers.
@@ -66,6 +67,7 @@ class Watched:
         replicas: int = 1,
         sentinels: int = 3,
         down_after: int = 700,
+        failover_timeout: int = 3000,
         password: str = "",
         sentinel_password: str = "",
         **options: str,
@@ -77,12 +79,14 @@ class Watched:
         self.servers: list[Server] = []
         self.sentinels: list[Sentinel] = []
         try:
-            self._start(replicas, sentinels, down_after, sentinel_password)
+            self._start(replicas, sentinels, down_after, failover_timeout, sentinel_password)
         except BaseException:
             self.kill()
             raise
 
-    def _start(self, replicas: int, sentinels: int, down_after: int, sentinel_password: str) -> None:
+    def _start(
+        self, replicas: int, sentinels: int, down_after: int, failover_timeout: int, sentinel_password: str
+    ) -> None:
         for number in range(1 + replicas):
             upstream = {"replicaof": f"127.0.0.1 {self.servers[0].port}"} if number else {}
             directory = self.directory / f"server{number}"
@@ -90,16 +94,16 @@ class Watched:
         lines = [
             f"sentinel monitor {self.name} 127.0.0.1 {self.servers[0].port} {sentinels // 2 + 1}",
             f"sentinel down-after-milliseconds {self.name} {down_after}",
-            f"sentinel failover-timeout {self.name} 3000",
+            f"sentinel failover-timeout {self.name} {failover_timeout}",
         ]
         if password := self._options.get("requirepass"):
             lines.append(f"sentinel auth-pass {self.name} {password}")
         options = {"requirepass": sentinel_password} if sentinel_password else {}
-        _until("replicas are in step", lambda: all(self._in_step(server) for server in self.servers[1:]))
+        until("replicas are in step", lambda: all(self._in_step(server) for server in self.servers[1:]))
         for number in range(sentinels):
             self.sentinels.append(Sentinel(self.kind, self.directory / f"sentinel{number}", lines, **options))
         self.hurry()
-        _until("the sentinels know each other", lambda: self._agree(replicas))
+        until("the sentinels know each other", lambda: self._agree(replicas))
         self.hurry(False)
 
     def hurry(self, hurried: bool = True) -> None:
@@ -123,9 +127,23 @@ class Watched:
             known = sentinel.call("SENTINEL", "REPLICAS", self.name)
             if len(others) != len(self.sentinels) - 1 or len(known) != replicas:
                 return False
-            if any(b"disconnected" in dict(zip(one[::2], one[1::2], strict=True))[b"flags"] for one in known):
+            if any(dict(zip(one[::2], one[1::2], strict=True))[b"flags"] != b"slave" for one in known):
                 return False
         return True
+
+    def mend(self) -> None:
+        """After a failover: bring every server back, and wait until all but the master are replicas in step."""
+        for server in self.servers:
+            server.revive()
+            server.call("CONFIG", "SET", "masterauth", self._options.get("masterauth", ""))
+        self.hurry()  # a server that comes back is told what it is within some 15 s otherwise
+        until("the others are replicas in step", self._mended, 30.0)
+        self.hurry(False)
+
+    def _mended(self) -> bool:
+        master = self.master
+        replicas = [server for server in self.servers if server is not master]
+        return all(self._in_step(server) for server in replicas) and self._agree(len(replicas))
 
     @property
     def hosts(self) -> list[dict[str, Any]]:
@@ -163,7 +181,12 @@ class Watched:
             server.kill()
 
 
-def _until(what: str, condition: Callable[[], bool], timeout: float = 15.0) -> None:
+def until(what: str, condition: Callable[[], bool], timeout: float = 15.0) -> None:
+    """Wait until it is so.
+
+    Raises:
+        RuntimeError: It was not within the time.
+    """
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:

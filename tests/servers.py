@@ -157,6 +157,13 @@ class Server:
             self._signal(signal.SIGKILL)
             self._process.wait()
 
+    def revive(self) -> None:
+        """Let it run, whether it was frozen, killed or neither."""
+        if self._process is not None and self._process.poll() is None:
+            self.thaw()
+        else:
+            self.start()
+
     def _signal(self, number: int) -> None:
         if self._process is None:
             raise RuntimeError("the server was never started")

@@ -272,3 +272,38 @@ async def test_a_dead_sentinel_is_not_missed(watched: Watched) -> None:
         watched.sentinels[0].kill()
         await in_thread(watched.sentinels[1].call, "SENTINEL", "FAILOVER", watched.name)
         await scene.changed()
+
+
+@one_kind
+@pytest.mark.parametrize("knew", [True, False])
+async def test_what_a_queue_loses_and_repeats(watched: Watched, knew: bool) -> None:
+    """What the replica knows is what is there afterwards: jobs pushed since are lost, jobs taken since come again. Nothing
+    else is lost or comes twice."""
+    prefix = unique()
+    async with Follower(watched, prefix) as a, Follower(watched, prefix) as b:
+        master, replica = watched.servers
+        (link,) = a.transport._links
+        queue = link.names.queue_keys("jobs")[0]
+
+        async def push(first: int, end: int) -> None:
+            await asyncio.gather(
+                *(a.transport.push("jobs", b"%02d" % number, 1000, TTL) for number in range(first, end))
+            )
+
+        async def take(count: int) -> list[int]:
+            async with asyncio.timeout(30):
+                return [int(await b.transport.pull("jobs")) for _ in range(count)]
+
+        await push(0, 20)
+        await eventually(lambda: replica.call("LLEN", queue) == 20)
+        if not knew:
+            watched.cut_off(replica)
+        assert await take(5) == list(range(5))
+        await push(20, 30)
+        last_to_know = master if not knew else replica
+        await eventually(lambda: last_to_know.call("LLEN", queue) == 25)  # what was in its hand is back, too
+        master.kill()
+        await eventually(lambda: a.reconnects and b.reconnects, 40)
+        await push(99, 100)
+        there = list(range(5, 30)) if knew else list(range(20))
+        assert await take(len(there) + 1) == [*there, 99]

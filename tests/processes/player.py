@@ -99,8 +99,8 @@ class Stage:
         return {name: getattr(stats, name) for name in stats.__slots__}
 
 
-async def perform(url: str) -> None:
-    stage = Stage(url)
+async def perform(stage: Any) -> None:
+    """Do what is asked for on standard input until it ends."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -117,9 +117,10 @@ async def perform(url: str) -> None:
 class Player:
     """The other end: a process started for a test."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, *arguments: str, program: str = "processes.player") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), url],
+            [sys.executable, "-m", program, *arguments],
+            cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -166,4 +167,4 @@ class Player:
 
 
 if __name__ == "__main__":
-    asyncio.run(perform(sys.argv[1]))
+    asyncio.run(perform(Stage(sys.argv[1])))
