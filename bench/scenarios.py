@@ -41,6 +41,7 @@ class Scale:
     waiting: int = 1000
     burst: int = 100
     local: int = 1000
+    subscribed: tuple[int, ...] = (1, 4, 16)
     sockets: int = 200
     #: Seconds without any delivery after which what is missing counts as lost.
     patience: float = 1.5
@@ -49,7 +50,16 @@ class Scale:
 
 
 QUICK = Scale(
-    seconds=0.1, crowd=50, rooms=20, idle=0.3, waiting=50, burst=3, local=50, sockets=20, patience=1.0
+    seconds=0.1,
+    crowd=50,
+    rooms=20,
+    idle=0.3,
+    waiting=50,
+    burst=3,
+    local=50,
+    subscribed=(1, 2),
+    sockets=20,
+    patience=1.0,
 )
 
 
@@ -362,6 +372,31 @@ async def server(stage: Stage) -> Figures:
     }
 
 
+async def subscribers(stage: Stage) -> Figures:
+    sender, *others = await stage.cast(1 + max(stage.scale.subscribed))
+    figures: Figures = {}
+    mishaps = dict.fromkeys(FAULTS, 0.0)
+    joined: list[Part] = []
+    for wanted in stage.scale.subscribed:
+        await members(others[len(joined) : wanted], "room", 1)
+        joined = others[:wanted]
+        volley = Volley([sender], joined, ["room"], group=True, tasks=10)
+        await volley.fire(stage, 1)
+        count = max(1, int(300 * stage.scale.seconds))
+        before = stage.place.served()
+        _, found = await volley.fire(stage, count)
+        after = stage.place.served()
+        if before is None or after is None:
+            raise Failed("it has no server")
+        sent = count * volley.tasks
+        figures[f"µs, {wanted}"] = (after.cpu - before.cpu) / sent * 1e6
+        figures[f"commands, {wanted}"] = (after.commands - before.commands) / sent
+        figures[f"bytes, {wanted}"] = (after.traffic - before.traffic) / sent
+        for key in FAULTS:
+            mishaps[key] += found[key]
+    return {**figures, **mishaps}
+
+
 async def sync(stage: Stage) -> Figures:
     here, there = await stage.cast(2)
     await members([there], "room", 1)
@@ -426,6 +461,11 @@ SCENARIOS = {
     "server": Scenario(
         "what one group_send to 4 processes with 10 members each costs the server, scripts' commands included",
         server,
+        "server",
+    ),
+    "subscribers": Scenario(
+        "what a group_send costs the server with 1, 4 and 16 subscribed processes: µs of CPU, commands, bytes in and out",
+        subscribers,
         "server",
     ),
     "sync": Scenario("async_to_sync(layer.group_send) from 4 plain threads", sync),

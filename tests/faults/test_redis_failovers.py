@@ -49,7 +49,7 @@ PLAN = [(KILL, LAG), (FREEZE, 0.0), (BY_HAND, LAG), (KILL, 0.0), (FREEZE, LAG), 
 
 #: By how much it may grow from the second failover on: blocks that a process has in use, its size in bytes (what it
 #: once took to read logs, it keeps), and bytes of the server's data.
-BLOCKS, GROWTH, SERVER_GROWTH = 20_000, 32 << 20, 2 << 20
+BLOCKS, GROWTH, SERVER_GROWTH = 10_000, 16 << 20, 2 << 20
 
 
 class Failover(NamedTuple):
