@@ -59,7 +59,8 @@ def test_code_runs(block: Block, tmp_path: Path) -> None:
         (tmp_path / name).write_text(code)
     is_test = re.search(r"^(?:async )?def test_|^class Test", block.code, re.M) is not None
     program = tmp_path / ("test_block.py" if is_test else "block.py")
-    program.write_text(block.code)
+    # Its folder below /tmp is one of its own: another version may have left its file there.
+    program.write_text(block.code.replace('"/tmp/', f'"{tmp_path}/'))
     under_pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
     done = subprocess.run(
         [sys.executable, "-W", "error", *(under_pytest if is_test else []), str(program)],
