@@ -8,6 +8,7 @@ from .codecs import register_serializer
 from .errors import (
     ChannelFull,
     ConfigurationError,
+    HistoryLost,
     InvalidEvent,
     InvalidMessage,
     InvalidName,
@@ -28,6 +29,7 @@ __all__ = [
     "ChannelFull",
     "ChannelLayer",
     "ConfigurationError",
+    "HistoryLost",
     "InvalidEvent",
     "InvalidMessage",
     "InvalidName",

@@ -4,7 +4,7 @@ A frame is what travels::
 
     magic u8 · kind u8 · expires f64 (seconds, the transport's clock) · address length u8 · address · body
 
-With ``kind`` 128 higher, the body begins with what a tracer had to say: length u16 · bytes.
+With ``OPTIONS`` in the kind, the body begins with a u16 length and so many bytes of msgpack: the options.
 
 The body is the message in msgpack, or what ``serializer_format`` names; with encryption a 12-byte nonce and its AES-256-GCM
 ciphertext, which also authenticates the part before it. A message is encoded when it is sent, whatever the transport, so
@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from . import typed
@@ -28,6 +29,9 @@ __all__ = [
     "CONTROL",
     "DELAYED",
     "GROUP",
+    "NO_OPTIONS",
+    "OPTIONS",
+    "REMEMBERED",
     "Envelope",
     "FrameError",
     "Message",
@@ -40,17 +44,17 @@ __all__ = [
 
 Message = dict[str, Any]
 
-#: What a frame is for: the members of a group, one channel, the layer of another node, or one channel at a later time
-#: (``due``, of 8 bytes, before the message).
-GROUP, CHANNEL, CONTROL, DELAYED = 1, 2, 3, 4
+#: What a frame is for: the members of a group, one channel, the layer of another node, one channel at a later time
+#: (``due``, of 8 bytes, before the message), or the members of a group that remembers (the place, of 8 bytes, before it).
+GROUP, CHANNEL, CONTROL, DELAYED, REMEMBERED = 1, 2, 3, 4, 5
+#: Added to the kind of a frame that has options.
+OPTIONS = 0x40
 
 #: The first byte says whether the body is encrypted: the decoder would take one ciphertext in 256 for an empty dict.
 _PLAIN, _SEALED = 0xA7, 0xA8
-#: Added to the kind of a frame whose body begins with a context.
-_TRACED = 0x80
-_length = struct.Struct("<H")
 _header = struct.Struct("<BBdB")
 _due = struct.Struct("<d")
+_length = struct.Struct("<H")
 _NONCE = 12
 
 
@@ -61,6 +65,9 @@ class FrameError(Exception):
     channel: str | None = None
 
 
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+
+
 class Envelope(NamedTuple):
     """An opened frame."""
 
@@ -68,8 +75,7 @@ class Envelope(NamedTuple):
     expires: float
     address: str
     body: bytes
-    #: What the sender's tracer had to say; empty without one.
-    context: bytes = b""
+    options: Mapping[str, Any] = NO_OPTIONS
 
 
 def encode(message: typed.MessageLike, limit: int, codec: Codec = MSGPACK) -> bytes:
@@ -125,16 +131,19 @@ class Seal:
         self._ciphers = [_cipher(key) for key in keys]
         self.frame: Callable[[int, float, str, bytes], bytes] = self._sealed if self._ciphers else _frame
 
+    def frame_with(
+        self, kind: int, expires: float, address: str, body: bytes, options: Mapping[str, Any]
+    ) -> bytes:
+        """A frame with options; without any, the same as ``frame``."""
+        if not options:
+            return self.frame(kind, expires, address, body)
+        packed = MSGPACK.encode(dict(options))
+        return self.frame(kind | OPTIONS, expires, address, _length.pack(len(packed)) + packed + body)
+
     def _sealed(self, kind: int, expires: float, address: str, body: bytes) -> bytes:
         head = bytes([_SEALED]) + _frame(kind, expires, address, b"")[1:]
         nonce = os.urandom(_NONCE)
         return head + nonce + self._ciphers[0].encrypt(nonce, body, head)
-
-    def traced(self, kind: int, expires: float, address: str, body: bytes, context: bytes) -> bytes:
-        """A frame that carries a context as well, encrypted as the message is; without one, as ``frame``."""
-        if not context:
-            return self.frame(kind, expires, address, body)
-        return self.frame(kind | _TRACED, expires, address, _length.pack(len(context)) + context + body)
 
     def open(self, frame: bytes) -> Envelope:
         """Open a frame.
@@ -155,10 +164,10 @@ class Seal:
             try:
                 body = self._decrypt(magic, frame[:end], body)
             except FrameError as error:
-                error.channel = address if kind & ~_TRACED in (CHANNEL, DELAYED) else None
+                error.channel = address if kind & ~OPTIONS in (CHANNEL, DELAYED) else None
                 raise
-        if kind & _TRACED:
-            return _traced(Envelope(kind & ~_TRACED, expires, address, body))
+        if kind & OPTIONS:
+            return _with_options(kind - OPTIONS, expires, address, body)
         return Envelope(kind, expires, address, body)
 
     def _decrypt(self, magic: int, head: bytes, sealed: bytes) -> bytes:
@@ -176,14 +185,17 @@ class Seal:
         raise FrameError("no key in symmetric_encryption_keys opens it")
 
 
-def _traced(envelope: Envelope) -> Envelope:
-    body = envelope.body
-    end = 2 + (_length.unpack_from(body)[0] if len(body) >= 2 else 0xFFFF)
-    if end > len(body):
-        error = FrameError("its context is cut off")
-        error.channel = envelope.address if envelope.kind in (CHANNEL, DELAYED) else None
-        raise error
-    return envelope._replace(body=body[end:], context=body[2:end])
+def _with_options(kind: int, expires: float, address: str, body: bytes) -> Envelope:
+    try:
+        (length,) = _length.unpack_from(body)
+        options = MSGPACK.decode(body[2 : 2 + length])
+        if type(options) is not dict:
+            raise ValueError("not a dict")
+    except Exception as error:
+        wrong = FrameError(f"its options cannot be read: {error}")
+        wrong.channel = address if kind in (CHANNEL, DELAYED) else None
+        raise wrong from None
+    return Envelope(kind, expires, address, body[2 + length :], options)
 
 
 def delayed(due: float, body: bytes) -> bytes:

@@ -116,5 +116,9 @@ class TransportUnavailable(TrunklineError, ConnectionError):
     """
 
 
+class HistoryLost(TrunklineError, LookupError):
+    """What came after a position is no longer known for certain: too old, or the server lost it. Load everything anew."""
+
+
 class LayerClosed(TrunklineError, RuntimeError):
     """The layer was closed while the call was waiting."""

@@ -15,7 +15,7 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +29,7 @@ from .errors import (
     MessageTooLarge,
     NotOwner,
     TransportUnavailable,
+    TrunklineError,
     UsageError,
 )
 from .leases import Lease
@@ -72,6 +73,13 @@ class ChannelLayer:
         self._first = make_transport()
         if "leases" in self._first.features:
             self.extensions = [*self.extensions, "leases"]
+        if settings.histories:
+            if "history" not in self._first.features:
+                raise ConfigurationError(
+                    f"history= needs a transport that can remember, and {type(self._first).__name__} cannot: "
+                    "the memory, embedded and Redis layers can"
+                )
+            self.extensions = [*self.extensions, "history"]
         self._settings = settings
         self._seal = Seal(settings.symmetric_encryption_keys or ())
         self._nodes: dict[asyncio.AbstractEventLoop, Node] = {}
@@ -98,8 +106,13 @@ class ChannelLayer:
 
     # Channels
 
-    async def send(self, channel: str, message: MessageLike, *, delay: float = 0.0) -> None:
+    async def send(
+        self, channel: str, message: MessageLike, *, delay: float = 0.0, id: str | None = None
+    ) -> None:
         """Send a message to one channel: a dict, or a dataclass, msgspec Struct or pydantic model that says its ``type``.
+
+        With an ``id``, a specific channel gets it once however often it is sent again within ``expiry`` seconds: what to do
+        after an error that says it may have arrived.
 
         Delivery: at most once. It is kept for ``expiry`` seconds; to a specific channel whose process is gone it is dropped
         and counted. With ``delay`` it cannot be received for so many seconds, and is then kept for ``expiry`` seconds; this
@@ -121,9 +134,9 @@ class ChannelLayer:
             _seconds("delay", delay)
             if names.channel(channel).node is None:
                 self._check_leases("delay")
-            await node.send_later(channel, message, delay)
+            await node.send_later(channel, message, delay, id)
             return
-        await node.send(channel, message)
+        await (node.send(channel, message) if id is None else node.send(channel, message, id))
 
     async def receive(self, channel: str) -> Message:
         """Wait for the next message on a channel.
@@ -261,8 +274,19 @@ class ChannelLayer:
         node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
         await node.group_discard(group, channel)
 
-    async def group_send(self, group: str, message: MessageLike) -> None:
+    async def group_send(
+        self,
+        group: str,
+        message: MessageLike,
+        *,
+        exclude: str | Iterable[str] | None = None,
+        id: str | None = None,
+    ) -> None:
         """Send a message to every member of a group, wherever it is. One publish, however many members.
+
+        Args:
+            exclude: Channels that do not get it, for example the one it comes from.
+            id: Members that had a message of this id within ``expiry`` seconds do not get it again.
 
         Delivery: at most once to each member. A member whose channel is full misses it, which is counted and logged.
         Order: as sent, for one sender.
@@ -275,7 +299,74 @@ class ChannelLayer:
                 and may have arrived.
         """
         node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
-        await node.group_send(group, message)
+        await node.group_send(group, message, exclude, id)
+
+    async def groups_send(
+        self,
+        groups: Iterable[str],
+        message: MessageLike,
+        *,
+        exclude: str | Iterable[str] | None = None,
+        id: str | None = None,
+    ) -> None:
+        """Send one message to several groups: who is in more than one of them gets it once.
+
+        Otherwise as ``group_send`` to each. If one fails, the others may have been sent: send again with the same ``id``.
+        """
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        await node.groups_send(groups, message, exclude, id)
+
+    async def send_many(self, messages: Iterable[tuple[str, MessageLike]]) -> list[TrunklineError | None]:
+        """Send (channel, message) pairs in one go.
+
+        Order: as given, for messages to the same channel.
+
+        Returns:
+            For each, None, or the error that ``send`` would have raised.
+        """
+        return await _all(self.send(channel, message) for channel, message in messages)
+
+    async def group_send_many(
+        self, messages: Iterable[tuple[str, MessageLike]]
+    ) -> list[TrunklineError | None]:
+        """Send (group, message) pairs in one go.
+
+        Order: as given, for messages to the same group.
+
+        Returns:
+            For each, None, or the error that ``group_send`` would have raised.
+        """
+        return await _all(self.group_send(group, message) for group, message in messages)
+
+    # History
+
+    async def group_history(self, group: str, since: str | None = None, limit: int = 100) -> list[Message]:
+        """The events that a group remembers, oldest first; each has its ``position``.
+
+        A group remembers when its name is in the layer's ``history``.
+
+        Args:
+            since: A position: only what came after it. None: the newest events.
+            limit: At most so many. There may be more after the last one.
+
+        Raises:
+            HistoryLost: What came after that position is no longer known for certain: it is too old, or the server lost
+                what it remembered.
+            ConfigurationError: The group has no history.
+            TransportUnavailable: Nobody can say.
+        """
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        return await node.group_history(group, since, limit)
+
+    async def group_position(self, group: str) -> str:
+        """The position of the newest event that a group remembers: what follows is ``group_history(group, since=…)``.
+
+        Raises:
+            ConfigurationError: The group has no history.
+            TransportUnavailable: Nobody can say.
+        """
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        return await node.group_position(group)
 
     # Life
 
@@ -423,6 +514,14 @@ class ChannelLayer:
 def _seconds(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise UsageError(f"{name} is a number of seconds above 0, not {value!r}")
+
+
+async def _all(sends: Iterable[Coroutine[Any, Any, None]]) -> list[TrunklineError | None]:
+    found = await asyncio.gather(*sends, return_exceptions=True)
+    for error in found:
+        if error is not None and not isinstance(error, TrunklineError):
+            raise error
+    return [error for error in found if error is None or isinstance(error, TrunklineError)]
 
 
 def _release(nodes: dict[asyncio.AbstractEventLoop, Node]) -> None:

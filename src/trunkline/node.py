@@ -18,7 +18,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any
 
 from . import names, tracing
@@ -27,6 +27,8 @@ from .envelope import (
     CONTROL,
     DELAYED,
     GROUP,
+    NO_OPTIONS,
+    REMEMBERED,
     Envelope,
     FrameError,
     Message,
@@ -36,7 +38,8 @@ from .envelope import (
     encode,
     undelayed,
 )
-from .errors import ChannelFull, LayerClosed, NotOwner, TransportUnavailable
+from .errors import ChannelFull, InvalidMessage, LayerClosed, NotOwner, TransportUnavailable
+from .history import Event, History, position_of
 from .inspection import fill, label
 from .leases import Lease
 from .logs import RateLimited, logger
@@ -44,6 +47,7 @@ from .requests import Requests
 from .settings import Settings
 from .stats import Health, Report, Stats, judge
 from .switchboard import Mailbox, Parcel, Sink, Switchboard, Waiter
+from .targets import Recent, for_channel, for_group, passed_over
 from .transport import Server, Transport
 from .typed import MessageLike
 
@@ -95,6 +99,8 @@ class Node:
             flush=self._clear,
             report=lambda: self.report().asdict(),
         )
+        self._recent = Recent(settings.expiry)
+        self._history = History(settings, seal, transport, self._fan_out_event, self._lost, self._spawn)
         self._opened = time.time()
         self._state = "ok"
         self._since = self._opened
@@ -169,21 +175,35 @@ class Node:
 
     # 1. Envelope
 
-    async def send(self, channel: str, message: MessageLike, context: bytes | None = None) -> None:
-        """See ``ChannelLayer.send``. ``context`` is what the tracer has to say; None: it was not asked yet."""
-        if context is None:
-            if tracing.tracer is not None:
-                with tracing.tracer.sending(channel, False) as context:
-                    return await Node.send(self, channel, message, context)
-            context = b""
+    def send(self, channel: str, message: MessageLike, id: str | None = None) -> Coroutine[Any, Any, None]:
+        """See ``ChannelLayer.send``."""
+        chosen = NO_OPTIONS if id is None else for_channel(channel, id)
+        if tracing.tracer is None:
+            return self._send(channel, message, chosen)
+        return self._traced(self._send, channel, message, chosen, tracing.tracer, False)
+
+    async def _traced(
+        self,
+        work: Callable[[str, MessageLike, Mapping[str, Any]], Coroutine[Any, Any, None]],
+        address: str,
+        message: MessageLike,
+        chosen: Mapping[str, Any],
+        tracer: tracing.Tracer,
+        group: bool,
+    ) -> None:
+        with tracer.sending(address, group) as context:
+            await work(address, message, {**chosen, "trace": context} if context else chosen)
+
+    async def _send(self, channel: str, message: MessageLike, chosen: Mapping[str, Any]) -> None:
         owner = names.channel(channel).node
         body = encode(message, self._settings.max_message_size, self._settings.codec)
         expires = self._now() + self._settings.expiry
         self.stats.sent += 1
         if owner == self.name:
-            self._put(channel, body, expires, False, context)
+            if self._is_first(channel, chosen):
+                self._put(channel, body, expires, posted=False, context=chosen.get("trace", b""))
             return
-        frame = self._seal.traced(CHANNEL, expires, channel, body, context)
+        frame = self._seal.frame_with(CHANNEL, expires, channel, body, chosen)
         capacity = self._settings.capacity_of(channel)
         try:
             # 2. Transport
@@ -195,15 +215,19 @@ class Node:
             self._refused(channel)
             raise
 
-    async def send_later(
-        self, channel: str, message: MessageLike, delay: float, context: bytes | None = None
-    ) -> None:
+    def send_later(
+        self, channel: str, message: MessageLike, delay: float, id: str | None = None
+    ) -> Coroutine[Any, Any, None]:
         """See ``ChannelLayer.send``. For a channel of a process, its owner waits; for a normal one, the transport."""
-        if context is None:
-            if tracing.tracer is not None:
-                with tracing.tracer.sending(channel, False) as context:
-                    return await Node.send_later(self, channel, message, delay, context)
-            context = b""
+        chosen = NO_OPTIONS if id is None else for_channel(channel, id)
+        send = functools.partial(self._send_later, delay=delay)
+        if tracing.tracer is None:
+            return send(channel, message, chosen)
+        return self._traced(send, channel, message, chosen, tracing.tracer, False)
+
+    async def _send_later(
+        self, channel: str, message: MessageLike, chosen: Mapping[str, Any], *, delay: float
+    ) -> None:
         owner = names.channel(channel).node
         body = encode(message, self._settings.max_message_size, self._settings.codec)
         due, expiry = self._now() + delay, self._settings.expiry
@@ -211,31 +235,81 @@ class Node:
         self.stats.sent += 1
         try:
             if owner is None:
-                frame = self._seal.traced(CHANNEL, due + expiry, channel, body, context)
+                frame = self._seal.frame_with(CHANNEL, due + expiry, channel, body, chosen)
                 await self._transport.push_later(channel, frame, capacity, expiry, delay)
             else:
-                frame = self._seal.traced(DELAYED, due + expiry, channel, delayed(due, body), context)
+                frame = self._seal.frame_with(DELAYED, due + expiry, channel, delayed(due, body), chosen)
                 if not await self._transport.post(owner, channel, frame, capacity, expiry):
                     self._gone(channel)
         except ChannelFull:
             self._refused(channel)
             raise
 
-    async def group_send(self, group: str, message: MessageLike, context: bytes | None = None) -> None:
+    def group_send(
+        self,
+        group: str,
+        message: MessageLike,
+        exclude: str | Iterable[str] | None = None,
+        id: str | None = None,
+    ) -> Coroutine[Any, Any, None]:
         """See ``ChannelLayer.group_send``."""
-        if context is None:
-            if tracing.tracer is not None:
-                with tracing.tracer.sending(group, True) as context:
-                    return await Node.group_send(self, group, message, context)
-            context = b""
+        chosen = NO_OPTIONS if exclude is None and id is None else for_group(exclude, id)
+        if tracing.tracer is None:
+            return self._group_send(group, message, chosen)
+        return self._traced(self._group_send, group, message, chosen, tracing.tracer, True)
+
+    async def groups_send(
+        self,
+        groups: Iterable[str],
+        message: MessageLike,
+        exclude: str | Iterable[str] | None = None,
+        id: str | None = None,
+    ) -> None:
+        """See ``ChannelLayer.groups_send``."""
+        several = [names.group(group) for group in dict.fromkeys(groups)]
+        encode(message, self._settings.max_message_size, self._settings.codec)  # or nothing is sent at all
+        # All have the same mark; whoever is in several of the groups takes the first that comes.
+        chosen = {**for_group(exclude, id), "once": id or os.urandom(9).hex()}
+        await asyncio.gather(*(self._group_send(group, message, chosen) for group in several))
+
+    async def _group_send(self, group: str, message: MessageLike, chosen: Mapping[str, Any]) -> None:
         names.group(group)
         body = encode(message, self._settings.max_message_size, self._settings.codec)
         expires = self._now() + self._settings.expiry
-        frame = self._seal.traced(GROUP, expires, group, body, context)
+        kept = self._settings.kept_of(group) if self._settings.histories else None
+        if kept is None:
+            frame = self._seal.frame_with(GROUP, expires, group, body, chosen)
+        else:
+            if isinstance(message, dict) and "position" in message:
+                raise InvalidMessage(
+                    f"'position' is what messages of {group!r}, which has a history, are given: rename that key"
+                )
+            frame = await self._history.remember(group, body, expires, chosen, kept)
         self.stats.group_sent += 1
-        # 2. Transport
-        for queue in await self._transport.publish(group, frame, self._settings.expiry):
+        try:
+            # 2. Transport
+            full = await self._transport.publish(group, frame, self._settings.expiry)
+        except TransportUnavailable as error:
+            if kept is None:
+                raise
+            raise TransportUnavailable(
+                f"{error}. It stands in the history of {group!r}, so it was on its way and may have arrived"
+            ) from error
+        for queue in full:
             self._missed(queue, group)
+
+    async def group_history(self, group: str, since: str | None, limit: int) -> list[Message]:
+        """See ``ChannelLayer.group_history``."""
+        messages = []
+        for event in await self._history.events(group, since, limit):
+            message = decode(event.body, self._settings.codec)
+            message["position"] = position_of(group, event)
+            messages.append(message)
+        return messages
+
+    async def group_position(self, group: str) -> str:
+        """See ``ChannelLayer.group_position``."""
+        return await self._history.newest(group)
 
     # 3. Arrival
 
@@ -244,11 +318,20 @@ class Node:
         try:
             envelope = self._seal.open(frame)
             if envelope.kind == GROUP:
-                self._fan_out(envelope)
+                self._fan_out(envelope.address, envelope.body, envelope.expires, envelope.options)
             elif envelope.kind == CHANNEL:
-                self._put(envelope.address, envelope.body, envelope.expires, True, envelope.context)
+                if not self._is_first(envelope.address, envelope.options):
+                    self._transport.taken(envelope.address, 1)
+                    return
+                context = envelope.options.get("trace", b"")
+                self._put(envelope.address, envelope.body, envelope.expires, True, context)
             elif envelope.kind == DELAYED:
+                if not self._is_first(envelope.address, envelope.options):
+                    self._transport.taken(envelope.address, 1)
+                    return
                 self._put_later(envelope)
+            elif envelope.kind == REMEMBERED:
+                self._history.arrive(envelope)
             elif envelope.kind == CONTROL:
                 self._requests.obey(decode(envelope.body))
             else:
@@ -260,6 +343,11 @@ class Node:
 
     def gap(self, topic: str | None, reason: str) -> None:
         """Learn from the transport that messages were lost."""
+        if topic is not None and self._history.heal(topic):
+            return
+        self._lost(topic, reason)
+
+    def _lost(self, topic: str | None, reason: str) -> None:
         self.stats.gaps += 1
         self._log.warning(
             f"gap {topic}",
@@ -292,24 +380,32 @@ class Node:
 
     # 4. Mailboxes
 
-    def _fan_out(self, envelope: Envelope) -> None:
-        group = envelope.address
+    def _fan_out(
+        self, group: str, body: bytes, expires: float, chosen: Mapping[str, Any], position: str | None = None
+    ) -> None:
         if not self._board.has_members(group):
             return
+        exclude: Collection[str] = ()
+        if chosen:
+            if not self._is_first(group, chosen):
+                return
+            exclude = self._had_already(group, chosen)
         # Decoded once here, which also proves that it can be; the other members decode their own copy of it later,
         # which costs a fifth of copying a dict.
         parcel = Parcel(
-            envelope.body,
-            envelope.expires,
+            body,
+            expires,
             False,
-            decode(envelope.body, self._settings.codec),
-            envelope.context,
+            decode(body, self._settings.codec),
+            chosen.get("trace", b"") if chosen else b"",
         )
+        if position is not None:
+            parcel.locate(position)
         now = self._now()
-        if envelope.expires <= now:
+        if expires <= now:
             self._late(group)
         count, taken, wake = self._board.fan_out(
-            group, parcel, now, lambda box: self._missed(box.channel, group)
+            group, parcel, now, lambda box: self._missed(box.channel, group), exclude
         )
         self.stats.delivered += count
         self.stats.received += taken
@@ -318,6 +414,28 @@ class Node:
                 waiter.set_result(None)
         if not self._board.has_members(group):
             self._spawn(self._settle(group))
+
+    def _fan_out_event(self, group: str, event: Event) -> None:
+        try:
+            self._fan_out(group, event.body, event.expires, event.options, position_of(group, event))
+        except FrameError as error:
+            self._unreadable(error)
+
+    def _is_first(self, address: str, chosen: Mapping[str, Any]) -> bool:
+        """Whether a message with this id is new here."""
+        id = chosen.get("id") if chosen else None
+        return id is None or self._recent.of((address, id), self._now())[0]
+
+    def _had_already(self, group: str, chosen: Mapping[str, Any]) -> Collection[str]:
+        """Who is passed over: excluded, or given the same message by another of its groups."""
+        exclude = passed_over(chosen)
+        once = chosen.get("once")
+        if once is None:
+            return exclude
+        had = self._recent.of(("once", once), self._now())[1]
+        exclude = {*exclude, *had}
+        had.update(self._board.members(group))
+        return exclude
 
     def _put(self, channel: str, body: bytes, expires: float, posted: bool, context: bytes = b"") -> None:
         try:
@@ -402,7 +520,10 @@ class Node:
             tracing.incoming.set(parcel.context)
         message = parcel.fresh
         if message is None:
-            return decode(parcel.body, self._settings.codec)
+            message = decode(parcel.body, self._settings.codec)
+            if parcel.position is not None:
+                message["position"] = parcel.position
+            return message
         parcel.fresh = None
         return message
 
@@ -420,17 +541,18 @@ class Node:
             except LayerClosed:
                 raise LayerClosed(f"the layer was closed while waiting on {queue}") from None
             try:
-                envelope = self._seal.open(frame)
-                message = decode(envelope.body, self._settings.codec)
+                message, envelope = self._open(frame)
             except FrameError as error:
                 self._unreadable(error)
+                continue
+            if queue in passed_over(envelope.options):
                 continue
             if envelope.expires <= self._now():
                 self.stats.expired += 1
                 continue
             self.stats.received += 1
             if tracing.tracer is not None:
-                tracing.incoming.set(envelope.context)
+                tracing.incoming.set(envelope.options.get("trace", b""))
             return message
 
     async def lease(self, queue: str, seconds: float) -> Lease:
@@ -443,10 +565,12 @@ class Node:
             hold = functools.partial(self._transport.hold, queue, token)
             settle = functools.partial(self._transport.settle, queue, token)
             try:
-                envelope = self._seal.open(frame)
-                message = decode(envelope.body, self._settings.codec)
+                message, envelope = self._open(frame)
             except FrameError as error:
                 self._unreadable(error)
+                await settle()
+                continue
+            if queue in passed_over(envelope.options):
                 await settle()
                 continue
             # What came back has a life of its own in the queue, which the transport knows.
@@ -456,8 +580,17 @@ class Node:
                 continue
             self.stats.received += 1
             if tracing.tracer is not None:
-                tracing.incoming.set(envelope.context)
+                tracing.incoming.set(envelope.options.get("trace", b""))
             return Lease(message, tries, hold, settle)
+
+    def _open(self, frame: bytes) -> tuple[Message, Envelope]:
+        envelope = self._seal.open(frame)
+        if envelope.kind != REMEMBERED:
+            return decode(envelope.body, self._settings.codec), envelope
+        place, body = self._history.split(envelope.body)
+        message = decode(body, self._settings.codec)
+        message["position"] = position_of(envelope.address, Event(place, body, envelope.expires))
+        return message, envelope
 
     async def put_back(self, channel: str, message: Message) -> None:
         """Return a message whose receiver went away before it got it."""
@@ -556,8 +689,11 @@ class Node:
             if self._board.has_members(group):
                 await self._transport.subscribe(group)
                 self._subscribed.add(group)
+                if self._settings.histories and self._settings.kept_of(group) is not None:
+                    await self._history.follow(group)
             else:
                 self._subscribed.discard(group)
+                self._history.unfollow(group)
                 await self._transport.unsubscribe(group)
         finally:
             del self._settling[group]
@@ -618,7 +754,8 @@ class Node:
     def counted(self) -> Stats:
         """The counters as they stand."""
         self.stats.expired += self._board.expired
-        self._board.expired = 0
+        self.stats.replaced += self._board.replaced
+        self._board.expired = self._board.replaced = 0
         return self.stats
 
     # Seeing inside

@@ -6,20 +6,35 @@ import difflib
 import fnmatch
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 from urllib.parse import SplitResult, urlsplit
 
 from .codecs import Codec, codec_named
 from .errors import ConfigurationError
 
-__all__ = ["QUOTE", "Options", "Settings", "nearest", "shown_url", "split_url"]
+__all__ = ["QUOTE", "Kept", "Options", "Overflow", "Settings", "nearest", "shown_url", "split_url"]
 
 #: The advice for a URL that cannot be what was meant.
 QUOTE = "Write special characters of a password as %XX: urllib.parse.quote(password, safe='')"
 
 Pattern = str | re.Pattern[str]
+
+
+class Kept(NamedTuple):
+    """How much a group remembers."""
+
+    size: int
+    seconds: float
+
+
+class Overflow(NamedTuple):
+    """What a full channel does with a further group message."""
+
+    what: str
+    #: With which code its consumer is closed.
+    code: int = 0
 
 
 class Options(TypedDict, total=False):
@@ -33,6 +48,9 @@ class Options(TypedDict, total=False):
     max_message_size: int
     symmetric_encryption_keys: Sequence[str | bytes] | None
     serializer_format: str
+    history: Mapping[Pattern, Mapping[str, float]] | None
+    latest_only: Sequence[Pattern] | None
+    overflow: Mapping[Pattern, str] | None
 
 
 @dataclass(slots=True)
@@ -55,12 +73,26 @@ class Settings:
     symmetric_encryption_keys: Sequence[str | bytes] | None = None
     #: How messages are encoded: "msgpack", "json" or a name given to ``register_serializer``.
     serializer_format: str = "msgpack"
+    #: Groups that remember their events, by name as above: ``{"size": events, "seconds": how long}``.
+    history: Mapping[Pattern, Mapping[str, float]] | None = None
+    #: Groups of whose messages a member that is slow gets only the newest, by name as above.
+    latest_only: Sequence[Pattern] | None = None
+    #: What a full channel does with a further group message, by name as above: "drop newest" (also where nothing is
+    #: said), "drop oldest", "latest only", or "close 4008" to end its consumer with that code.
+    overflow: Mapping[Pattern, str] | None = None
     codec: Codec = field(init=False)
     #: ``channel_capacity`` compiled, in order.
     compiled: list[tuple[re.Pattern[str], int]] = field(init=False, default_factory=list)
     #: The patterns as they were written, in the same order.
     globs: list[str] = field(init=False, default_factory=list)
+    #: ``history`` compiled, in order.
+    histories: list[tuple[re.Pattern[str], Kept]] = field(init=False, default_factory=list)
+    #: ``latest_only`` and ``overflow`` compiled, in order.
+    latest: list[re.Pattern[str]] = field(init=False, default_factory=list)
+    overflows: list[tuple[re.Pattern[str], Overflow]] = field(init=False, default_factory=list)
     _cache: dict[str, int] = field(init=False, default_factory=dict)
+    _kept: dict[str, Kept | None] = field(init=False, default_factory=dict)
+    _latest: dict[str, bool] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("expiry", "group_expiry"):
@@ -90,22 +122,44 @@ class Settings:
         self._compile()
 
     def _compile(self) -> None:
-        table = self.channel_capacity or {}
-        if not isinstance(table, Mapping):
-            raise ConfigurationError(
-                f"channel_capacity is a dict of pattern: capacity, not {type(table).__name__}"
-            )
-        for pattern, capacity in table.items():
+        for pattern, rule, capacity in _rules("channel_capacity", self.channel_capacity, "capacity"):
             _positive(f"channel_capacity[{pattern!r}]", capacity, (int,), "messages")
-            if isinstance(pattern, str):
-                self.compiled.append((re.compile(fnmatch.translate(pattern)), capacity))
-            elif isinstance(pattern, re.Pattern):
-                self.compiled.append((pattern, capacity))
-            else:
-                raise ConfigurationError(
-                    f"channel_capacity: {pattern!r} is neither a glob nor a compiled regex"
-                )
+            self.compiled.append((rule, capacity))
             self.globs.append(pattern if isinstance(pattern, str) else pattern.pattern)
+        for pattern, rule, kept in _rules("history", self.history, "{'size': …, 'seconds': …}"):
+            where = f"history[{pattern!r}]"
+            if not isinstance(kept, Mapping) or set(kept) != {"size", "seconds"}:
+                raise ConfigurationError(f"{where} is {{'size': events, 'seconds': how long}}, not {kept!r}")
+            _positive(f"{where}['size']", kept["size"], (int,), "events")
+            _positive(f"{where}['seconds']", kept["seconds"], (int, float), "seconds")
+            self.histories.append((rule, Kept(kept["size"], kept["seconds"])))
+
+        latest = self.latest_only
+        if isinstance(latest, str) or (latest is not None and not isinstance(latest, Iterable)):
+            raise ConfigurationError(f"latest_only is a list of patterns, not {latest!r}")
+        self.latest = [rule for _, rule, _ in _rules("latest_only", dict.fromkeys(latest or ()), "")]
+        for pattern, rule, what in _rules("overflow", self.overflow, "what to do"):
+            self.overflows.append((rule, _overflow(f"overflow[{pattern!r}]", what)))
+
+    def is_latest_only(self, group: str) -> bool:
+        """Whether a slow member gets only the newest message of the group."""
+        found = self._latest.get(group)
+        if found is None:
+            _bound(self._latest)
+            found = self._latest[group] = any(rule.match(group) for rule in self.latest)
+        return found
+
+    def overflow_of(self, channel: str) -> Overflow | None:
+        """What the channel does when it is full; None: it misses what is new."""
+        found = next((what for rule, what in self.overflows if rule.match(channel)), None)
+        return None if found is None or found.what == "drop newest" else found
+
+    def kept_of(self, group: str) -> Kept | None:
+        """How much a group remembers; None: nothing."""
+        if group not in self._kept:
+            _bound(self._kept)
+            self._kept[group] = next((kept for rule, kept in self.histories if rule.match(group)), None)
+        return self._kept[group]
 
     def capacity_of(self, channel: str) -> int:
         """Messages that may wait on this channel."""
@@ -114,8 +168,7 @@ class Settings:
         found = self._cache.get(channel)
         if found is None:
             found = next((size for rule, size in self.compiled if rule.match(channel)), self.capacity)
-            if len(self._cache) >= 16384:
-                self._cache.clear()
+            _bound(self._cache)
             self._cache[channel] = found
         return found
 
@@ -131,6 +184,41 @@ class Settings:
             if key not in known:
                 raise ConfigurationError(f"unknown setting {key!r}{nearest(key, [*known, *also])}")
         return cls(**options)
+
+
+def _bound(cache: dict[str, Any]) -> None:
+    """Names come from outside: what is remembered of them must not grow for ever."""
+    if len(cache) >= 16384:
+        cache.clear()
+
+
+def _rules(name: str, table: Any, value: str) -> Iterator[tuple[Pattern, re.Pattern[str], Any]]:
+    """The entries of a table by patterns, each with its compiled pattern.
+
+    Raises:
+        ConfigurationError: It is no table, or one of its keys no pattern.
+    """
+    if table is not None and not isinstance(table, Mapping):
+        raise ConfigurationError(f"{name} is a dict of pattern: {value}, not {type(table).__name__}")
+    for pattern, entry in (table or {}).items():
+        if isinstance(pattern, str):
+            yield pattern, re.compile(fnmatch.translate(pattern)), entry
+        elif isinstance(pattern, re.Pattern):
+            yield pattern, pattern, entry
+        else:
+            raise ConfigurationError(f"{name}: {pattern!r} is neither a glob nor a compiled regex")
+
+
+def _overflow(where: str, what: Any) -> Overflow:
+    known = ["drop newest", "drop oldest", "latest only", "close CODE"]
+    if what in known[:3]:
+        return Overflow(what)
+    word, _, code = what.partition(" ") if isinstance(what, str) else ("", "", "")
+    if word == "close" and code.isascii() and code.isdigit():
+        if not 4000 <= int(code) <= 4999:
+            raise ConfigurationError(f"{where}: a close code of an application is 4000 to 4999, not {code}")
+        return Overflow("close", int(code))
+    raise ConfigurationError(f"{where}: {what!r} is none of: {', '.join(known)}{nearest(str(what), known)}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

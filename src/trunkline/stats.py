@@ -87,6 +87,8 @@ class Stats:
     expired: int = 0
     #: Group messages missed by a member whose channel was full.
     missed: int = 0
+    #: Messages replaced by a newer one of their group, where only the newest is worth having.
+    replaced: int = 0
     #: Sends refused with ``ChannelFull``.
     refused: int = 0
     #: Sends to a channel whose process is gone.

@@ -4,16 +4,17 @@ Pure: no clock and no loop in here. Time comes in as an argument, and whom to wa
 
 Room is counted per channel. A message sent to the channel itself (*direct*) is refused when ``capacity`` direct messages
 wait; a group message is missed by a member on whose channel ``capacity`` messages of any kind wait. So a flood in a
-group never keeps a direct message out, and a mailbox holds at most twice its capacity.
+group never keeps a direct message out, and a mailbox holds at most twice its capacity. What else a full channel may do
+with group messages says its ``overflow``.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from .settings import Settings
+from .settings import Overflow, Settings
 
 __all__ = ["Mailbox", "Parcel", "Sink", "Switchboard", "Waiter"]
 
@@ -32,7 +33,7 @@ class Waiter(Protocol):
 class Parcel:
     """One message on its way to a mailbox, shared by all that it is for."""
 
-    __slots__ = ("body", "context", "expires", "fresh", "posted")
+    __slots__ = ("body", "context", "expires", "fresh", "group", "position", "posted")
 
     def __init__(
         self,
@@ -46,10 +47,20 @@ class Parcel:
         self.expires = expires
         #: It came by ``post``: the transport counts it until it is taken.
         self.posted = posted
+        #: Where it stands in its group's history, for a group that remembers.
+        self.position: str | None = None
+        #: The group, when only its newest message is worth having.
+        self.group: str | None = None
         #: The message as decoded on arrival, for the first taker; the others decode their own copy.
         self.fresh = fresh
         #: What the sender's tracer had to say.
         self.context = context
+
+    def locate(self, position: str) -> None:
+        """Give the message its position."""
+        self.position = position
+        if self.fresh is not None:
+            self.fresh["position"] = position
 
 
 class Mailbox:
@@ -59,8 +70,11 @@ class Mailbox:
         "alive_at",
         "capacity",
         "channel",
+        "closing",
         "direct",
         "groups",
+        "newest",
+        "overflow",
         "parcels",
         "released",
         "sink",
@@ -68,10 +82,17 @@ class Mailbox:
         "watches",
     )
 
-    def __init__(self, channel: str, capacity: int, now: float) -> None:
+    def __init__(self, channel: str, capacity: int, now: float, overflow: Overflow | None = None) -> None:
         self.channel = channel
         self.capacity = capacity
-        self.parcels: deque[tuple[Parcel, bool]] = deque()
+        #: What to do when it is full; None: miss what is new.
+        self.overflow = overflow
+        #: Its consumer is being ended because it was full.
+        self.closing = False
+        #: By group, the place of its message in ``parcels``, for groups of which only the newest is worth having.
+        self.newest: dict[str, list[Any]] | None = None
+        #: Each with whether it is direct.
+        self.parcels: deque[Sequence[Any]] = deque()
         self.direct = 0
         #: Posted parcels that left since the transport was last told.
         self.released = 0
@@ -95,6 +116,8 @@ class Switchboard:
         self.waiting = 0
         #: Messages dropped because they expired unread.
         self.expired = 0
+        #: Messages replaced by a newer one of their group.
+        self.replaced = 0
 
     # Mailboxes
 
@@ -102,7 +125,9 @@ class Switchboard:
         """The mailbox of a channel, made on first use."""
         box = self.boxes.get(channel)
         if box is None:
-            box = self.boxes[channel] = Mailbox(channel, self._settings.capacity_of(channel), now)
+            box = self.boxes[channel] = Mailbox(
+                channel, self._settings.capacity_of(channel), now, self._settings.overflow_of(channel)
+            )
         return box
 
     def put(self, channel: str, parcel: Parcel, now: float) -> tuple[bool, Waiter | None]:
@@ -121,11 +146,16 @@ class Switchboard:
         return True, box.waiters[0] if box.waiters else None
 
     def fan_out(
-        self, group: str, parcel: Parcel, now: float, missed: Callable[[Mailbox], None]
+        self,
+        group: str,
+        parcel: Parcel,
+        now: float,
+        missed: Callable[[Mailbox], None],
+        exclude: Collection[str] = (),
     ) -> tuple[int, int, list[Waiter]]:
         """Put a group message into the mailbox of every member, or into its sink.
 
-        ``missed`` is called for each member that has no room.
+        ``missed`` is called for each member that has no room, ``exclude`` names members that are passed over.
 
         Returns:
             How many members got it, how many of these by their sinks, and whom to wake.
@@ -133,9 +163,14 @@ class Switchboard:
         members = self._groups.get(group)
         if members is None:
             return 0, 0, []
+        if exclude:
+            members = {channel: box for channel, box in members.items() if channel not in exclude}
+        if self._settings.latest and self._settings.is_latest_only(group):
+            parcel.group = group
+            members = {channel: box for channel, box in members.items() if not self._replace(box, parcel)}
         horizon = now - self._settings.group_expiry
         limit = self._settings.process_capacity
-        entry = (parcel, False)
+        entry: Sequence[Any] = (parcel, False)
         wake: list[Waiter] = []
         gone: list[Mailbox] = []
         offered: list[Mailbox] = []
@@ -152,7 +187,10 @@ class Switchboard:
             # The common case is decided here: a call for each member would be a third of what a delivery costs.
             if (len(box.parcels) >= box.capacity or self.waiting >= limit) and self._full(box, False, now):
                 missed(box)
-                continue
+                if not self._make_room(box):
+                    continue
+            if parcel.group is not None:
+                entry = self._note(box, parcel)
             box.parcels.append(entry)
             self.waiting += 1
             count += 1
@@ -167,12 +205,64 @@ class Switchboard:
                 continue
             if self._full(box, False, now):
                 missed(box)
-                continue
+                if not self._make_room(box):
+                    continue
+            if parcel.group is not None:
+                entry = self._note(box, parcel)
             box.parcels.append(entry)
             self.waiting += 1
             count += 1
             wake += list(box.waiters)[:1]
         return count + taken, taken, wake
+
+    def _make_room(self, box: Mailbox) -> bool:
+        """Do with a full mailbox as its channel's overflow says; whether the new message goes in."""
+        if box.overflow is None or box.closing:
+            return False
+        what, code = box.overflow
+        if what == "drop oldest":
+            for place, (parcel, direct) in enumerate(box.parcels):
+                if not direct:
+                    del box.parcels[place]
+                    self.waiting -= 1
+                    self._took(box, parcel)
+                    return True
+            return False
+        kept = [entry for entry in box.parcels if entry[1]]
+        self.waiting -= len(box.parcels) - len(kept)
+        box.parcels = deque(kept)
+        box.newest = None
+        if what == "latest only":
+            return True
+        box.closing = True
+        message = {"type": "layer.close", "code": code}
+        parcel = Parcel(self._settings.codec.encode(message), float("inf"), False, message)
+        box.parcels.appendleft((parcel, True))
+        box.direct += 1
+        self.waiting += 1
+        return False
+
+    @staticmethod
+    def _note(box: Mailbox, parcel: Parcel) -> list[Any]:
+        """The entry of a message that a newer one of its group may replace."""
+        if box.newest is None:
+            box.newest = {}
+        entry = box.newest[parcel.group or ""] = [parcel, False]
+        return entry
+
+    def _replace(self, box: Mailbox, parcel: Parcel) -> bool:
+        """Put the message in the place of an older one of its group; False when none waits."""
+        entry = box.newest.get(parcel.group or "") if box.newest else None
+        if entry is None:
+            return False
+        entry[0] = parcel
+        self.replaced += 1
+        return True
+
+    @staticmethod
+    def _took(box: Mailbox, parcel: Parcel) -> None:
+        if parcel.group is not None and box.newest is not None:
+            box.newest.pop(parcel.group, None)
 
     @staticmethod
     def _offer(parcel: Parcel, boxes: list[Mailbox]) -> int:
@@ -200,8 +290,10 @@ class Switchboard:
             self.waiting -= 1
             if direct:
                 self._removed(box, parcel)
+            elif parcel.group is not None:
+                self._took(box, parcel)
             if parcel.expires > now:
-                return parcel
+                return parcel  # type: ignore[no-any-return]
             self.expired += 1
         return None
 
@@ -230,6 +322,8 @@ class Switchboard:
         self.waiting -= 1
         if direct:
             self._removed(box, parcel)
+        else:
+            self._took(box, parcel)
 
     def forget(self, channel: str) -> tuple[list[str], Mailbox | None]:
         """Drop a channel that is done with: its mailbox and its memberships.
@@ -271,6 +365,10 @@ class Switchboard:
     def has_members(self, group: str) -> bool:
         """Whether any channel of this process is in the group."""
         return group in self._groups
+
+    def members(self, group: str) -> list[str]:
+        """The channels of this process in the group."""
+        return list(self._groups.get(group, ()))
 
     @property
     def groups(self) -> list[str]:
@@ -314,5 +412,6 @@ class Switchboard:
             box.parcels.clear()
             box.groups.clear()
             box.direct = box.released = 0
+            box.newest, box.closing = None, False
             if not box.waiters and box.sink is None:
                 del self.boxes[box.channel]

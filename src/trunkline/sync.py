@@ -13,12 +13,12 @@ import contextlib
 import importlib
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import names
 from .envelope import Message, decode, encode
-from .errors import LayerClosed
+from .errors import LayerClosed, TrunklineError
 from .stats import Report
 from .switchboard import Sink
 from .typed import MessageLike
@@ -82,11 +82,13 @@ class Elsewhere:
     async def _hop(self, work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._home))
 
-    async def send(self, channel: str, message: MessageLike) -> None:
-        await self._hop(self._layer.send(channel, message))
+    async def send(self, channel: str, message: MessageLike, id: str | None = None) -> None:
+        await self._hop(self._layer.send(channel, message, id=id))
 
-    async def send_later(self, channel: str, message: MessageLike, delay: float) -> None:
-        await self._hop(self._layer.send(channel, message, delay=delay))
+    async def send_later(
+        self, channel: str, message: MessageLike, delay: float, id: str | None = None
+    ) -> None:
+        await self._hop(self._layer.send(channel, message, delay=delay, id=id))
 
     async def new_channel(self, prefix: str) -> str:
         return await self._hop(self._layer.new_channel(prefix))
@@ -106,8 +108,29 @@ class Elsewhere:
     async def group_discard(self, group: str, channel: str) -> None:
         await self._hop(self._layer.group_discard(group, channel))
 
-    async def group_send(self, group: str, message: MessageLike) -> None:
-        await self._hop(self._layer.group_send(group, message))
+    async def group_send(
+        self,
+        group: str,
+        message: MessageLike,
+        exclude: str | Iterable[str] | None = None,
+        id: str | None = None,
+    ) -> None:
+        await self._hop(self._layer.group_send(group, message, exclude=exclude, id=id))
+
+    async def groups_send(
+        self,
+        groups: Iterable[str],
+        message: MessageLike,
+        exclude: str | Iterable[str] | None = None,
+        id: str | None = None,
+    ) -> None:
+        await self._hop(self._layer.groups_send(groups, message, exclude=exclude, id=id))
+
+    async def group_history(self, group: str, since: str | None, limit: int) -> list[Message]:
+        return await self._hop(self._layer.group_history(group, since, limit))
+
+    async def group_position(self, group: str) -> str:
+        return await self._hop(self._layer.group_position(group))
 
     async def flush(self) -> None:
         await self._hop(self._layer.flush())
@@ -203,7 +226,13 @@ class SyncLayer:
         after_commit(lambda: self._call(method, name, decode(body, settings.codec), **options), using)
 
     def send(
-        self, channel: str, message: MessageLike, *, delay: float = 0.0, on_commit: bool | str = False
+        self,
+        channel: str,
+        message: MessageLike,
+        *,
+        delay: float = 0.0,
+        id: str | None = None,
+        on_commit: bool | str = False,
     ) -> None:
         """See ``ChannelLayer.send``.
 
@@ -213,10 +242,14 @@ class SyncLayer:
                 now; what fails later is raised where the transaction ends, after its commit.
         """
         if on_commit is False:
-            self._call(self._layer.send, channel, message, delay=delay)
+            self._call(self._layer.send, channel, message, delay=delay, id=id)
         else:
             names.channel(channel)
-            self._call_after_commit(on_commit, self._layer.send, channel, message, delay=delay)
+            self._call_after_commit(on_commit, self._layer.send, channel, message, delay=delay, id=id)
+
+    def send_many(self, messages: Iterable[tuple[str, MessageLike]]) -> list[TrunklineError | None]:
+        """See ``ChannelLayer.send_many``."""
+        return self._call(self._layer.send_many, messages)
 
     def receive(self, channel: str, timeout: float | None = None) -> Message:
         """See ``ChannelLayer.receive``.
@@ -242,13 +275,44 @@ class SyncLayer:
         """See ``ChannelLayer.group_discard``."""
         self._call(self._layer.group_discard, group, channel)
 
-    def group_send(self, group: str, message: MessageLike, *, on_commit: bool | str = False) -> None:
+    def group_send(
+        self,
+        group: str,
+        message: MessageLike,
+        *,
+        exclude: str | Iterable[str] | None = None,
+        id: str | None = None,
+        on_commit: bool | str = False,
+    ) -> None:
         """See ``ChannelLayer.group_send``; ``on_commit`` is that of ``send``."""
         if on_commit is False:
-            self._call(self._layer.group_send, group, message)
+            self._call(self._layer.group_send, group, message, exclude=exclude, id=id)
         else:
             names.group(group)
-            self._call_after_commit(on_commit, self._layer.group_send, group, message)
+            self._call_after_commit(on_commit, self._layer.group_send, group, message, exclude=exclude, id=id)
+
+    def groups_send(
+        self,
+        groups: Iterable[str],
+        message: MessageLike,
+        *,
+        exclude: str | Iterable[str] | None = None,
+        id: str | None = None,
+    ) -> None:
+        """See ``ChannelLayer.groups_send``."""
+        self._call(self._layer.groups_send, groups, message, exclude=exclude, id=id)
+
+    def group_send_many(self, messages: Iterable[tuple[str, MessageLike]]) -> list[TrunklineError | None]:
+        """See ``ChannelLayer.group_send_many``."""
+        return self._call(self._layer.group_send_many, messages)
+
+    def group_history(self, group: str, since: str | None = None, limit: int = 100) -> list[Message]:
+        """See ``ChannelLayer.group_history``."""
+        return self._call(self._layer.group_history, group, since, limit)
+
+    def group_position(self, group: str) -> str:
+        """See ``ChannelLayer.group_position``."""
+        return self._call(self._layer.group_position, group)
 
     def flush(self) -> None:
         """See ``ChannelLayer.flush``."""

@@ -216,3 +216,21 @@ class Transport(ABC):
     @abstractmethod
     async def flush(self) -> None:
         """Forget every frame, queue, binding and count of this prefix, for all nodes. Nodes and subscriptions stay."""
+
+    # History: a power declared by "history" in ``features``.
+
+    async def remember(self, topic: str, frame: bytes, size: int, seconds: float) -> int:
+        """Append the frame to the topic's history, which is not published.
+
+        The newest ``size`` frames are kept, each for at least ``seconds``; the newest one always, for a day longer.
+
+        Returns:
+            Its place: 1, 2, 3 …, without a hole, in the same order for all nodes. Places begin anew only when
+            everything was lost, flushed or forgotten.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no history")
+
+    async def recall(self, topic: str, first: int | None, count: int) -> list[tuple[int, bytes]]:
+        """The remembered frames with their places, oldest first: at most ``count``, from place ``first`` on, or, with None,
+        the newest."""
+        raise NotImplementedError(f"{type(self).__name__} has no history")

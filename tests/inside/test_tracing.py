@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from trunkline import ChannelLayer, otel, tracing
 from trunkline.consumers import AsyncConsumer, AsyncWebsocketConsumer, SyncConsumer
-from trunkline.envelope import CHANNEL, FrameError, Seal
+from trunkline.envelope import CHANNEL, OPTIONS, FrameError, Seal
 from trunkline.errors import ChannelFull
 from trunkline.testing import WebsocketCommunicator, eventually
 from trunkline.worker import Worker
@@ -174,14 +174,14 @@ async def test_without_a_tracer_nothing_travels(layers: Layers) -> None:
 def test_the_envelope(keys: list[str]) -> None:
     """A context travels with the body, encrypted as it is; one that is cut off is no frame, and its channel is known."""
     seal = Seal(keys)
-    frame = seal.traced(CHANNEL, 1.0, "a.channel", b"\x80", b"traceparent")
+    frame = seal.frame_with(CHANNEL, 1.0, "a.channel", b"\x80", {"trace": b"traceparent"})
     opened = seal.open(frame)
-    assert (opened.kind, opened.body, opened.context) == (CHANNEL, b"\x80", b"traceparent")
+    assert (opened.kind, opened.body, opened.options) == (CHANNEL, b"\x80", {"trace": b"traceparent"})
     assert (b"traceparent" in frame) == (not keys)
-    assert len(seal.traced(CHANNEL, 1.0, "a", b"\x80", b"")) == len(seal.frame(CHANNEL, 1.0, "a", b"\x80"))
+    assert len(seal.frame_with(CHANNEL, 1.0, "a", b"\x80", {})) == len(seal.frame(CHANNEL, 1.0, "a", b"\x80"))
     for body in (b"", b"\x01", b"\x05\x00abc"):
-        with pytest.raises(FrameError, match="cut off") as caught:
-            seal.open(seal.frame(CHANNEL | 0x80, 1.0, "a.channel", body))
+        with pytest.raises(FrameError, match="options cannot be read") as caught:
+            seal.open(seal.frame(CHANNEL | OPTIONS, 1.0, "a.channel", body))
         assert caught.value.channel == "a.channel"
 
 

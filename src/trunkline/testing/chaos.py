@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 import re
 import weakref
@@ -103,26 +104,25 @@ class _ChaosNode(Node):
         self._until_healed: list[asyncio.Future[None]] = []
         chaos.nodes.add(self)
 
-    async def send(self, channel: str, message: MessageLike, context: bytes | None = None) -> None:
-        await self._risk("send", channel, message, super().send)
+    async def _send(self, channel: str, message: MessageLike, chosen: Mapping[str, Any]) -> None:
+        await self._risk("send", channel, message, chosen, super()._send)
 
-    async def send_later(
-        self, channel: str, message: MessageLike, delay: float, context: bytes | None = None
+    async def _send_later(
+        self, channel: str, message: MessageLike, chosen: Mapping[str, Any], *, delay: float
     ) -> None:
-        def work(channel: str, message: MessageLike) -> Coroutine[Any, Any, None]:
-            return Node.send_later(self, channel, message, delay)
+        work = functools.partial(super()._send_later, delay=delay)
+        await self._risk("send", channel, message, chosen, work)
 
-        await self._risk("send", channel, message, work)
-
-    async def group_send(self, group: str, message: MessageLike, context: bytes | None = None) -> None:
-        await self._risk("group_send", group, message, super().group_send)
+    async def _group_send(self, group: str, message: MessageLike, chosen: Mapping[str, Any]) -> None:
+        await self._risk("group_send", group, message, chosen, super()._group_send)
 
     async def _risk(
         self,
         what: str,
         address: str,
         message: MessageLike,
-        work: Callable[[str, MessageLike], Coroutine[Any, Any, None]],
+        chosen: Mapping[str, Any],
+        work: Callable[[str, MessageLike, Mapping[str, Any]], Coroutine[Any, Any, None]],
     ) -> None:
         (names.channel if what == "send" else names.group)(address)  # a mistake is one whatever the fate
         encode(message, self._settings.max_message_size, self._settings.codec)
@@ -143,7 +143,7 @@ class _ChaosNode(Node):
         if fate.drop:
             chaos.mishaps.append(Mishap("drop", address, message))
             return
-        await work(address, message)
+        await work(address, message, chosen)
 
     def _check_link(self) -> None:
         if self._chaos.outages:

@@ -92,6 +92,8 @@ class _Hub:
         self.bindings: dict[str, dict[str, tuple[int, float]]] = {}
         self.depths: dict[str, int] = {}
         self.tokens = itertools.count(1)
+        #: What each topic remembers, as (place, end of its time, frame).
+        self.histories: dict[str, deque[tuple[int, float, bytes]]] = {}
 
     def append(self, queue: str, frame: bytes, capacity: int, ttl: float, now: float) -> bool:
         waiting = self.queues.setdefault(queue, _Queue())
@@ -121,7 +123,7 @@ def hub(name: str) -> _Hub:
 class MemoryTransport(Transport):
     """Carries frames between the nodes of one hub. Different hubs never meet."""
 
-    features: ClassVar[frozenset[str]] = frozenset({"leases"})
+    features: ClassVar[frozenset[str]] = frozenset({"history", "leases"})
 
     def __init__(self, hub_name: str, *, prefix: str = "asgi") -> None:
         if not isinstance(hub_name, str) or not hub_name:
@@ -334,6 +336,26 @@ class MemoryTransport(Transport):
         with self._hub.lock:
             self._hub.bindings.clear()
             self._hub.depths.clear()
+            self._hub.histories.clear()
             for queue in self._hub.queues.values():
                 queue.frames.clear()
                 queue.put_off.clear()
+
+    async def remember(self, topic: str, frame: bytes, size: int, seconds: float) -> int:
+        self._check_open()
+        now = self.now()
+        with self._hub.lock:
+            line = self._hub.histories.setdefault(topic, deque())
+            place = line[-1][0] + 1 if line else 1
+            line.append((place, now + seconds, frame))
+            while len(line) > size or line[0][1] <= now:
+                line.popleft()
+        return place
+
+    async def recall(self, topic: str, first: int | None, count: int) -> list[tuple[int, bytes]]:
+        self._check_open()
+        with self._hub.lock:
+            line = [(place, frame) for place, _, frame in self._hub.histories.get(topic, ())]
+        if first is None:
+            return line[-count:]
+        return [pair for pair in line if pair[0] >= first][:count]

@@ -44,6 +44,12 @@ CREATE TABLE binding (
     topic TEXT, queue TEXT, capacity INTEGER NOT NULL, expires REAL NOT NULL, PRIMARY KEY (topic, queue)
 ) WITHOUT ROWID;
 
+-- What topics remember. The newest row of a topic stays a day longer than its time.
+CREATE TABLE history (
+    topic TEXT, place INTEGER, expires REAL NOT NULL, body BLOB NOT NULL, PRIMARY KEY (topic, place)
+) WITHOUT ROWID;
+CREATE INDEX history_expiry ON history (expires);
+
 -- `epoch`: a random number that tells this file from one that replaced it.
 -- `front`: the last id that put a frame before all others of its queue.
 CREATE TABLE meta (epoch INTEGER NOT NULL, checkpoints INTEGER NOT NULL, front INTEGER NOT NULL);

@@ -24,6 +24,8 @@ _log = logging.getLogger("trunkline.embedded")
 
 #: Seconds that an expired frame stays for a node that is only late.
 _GRACE = 5.0
+#: Seconds that what a topic remembers stays when nothing new comes.
+_DAY = 86_400.0
 #: Commits, and bytes of frames, after which the write-ahead log is copied into the file.
 _CHECKPOINT = 250
 _CHECKPOINT_BYTES = 4 << 20
@@ -395,6 +397,32 @@ class Store:
             "SELECT queue, capacity FROM binding WHERE topic = ? AND expires > ?", (topic, time.time())
         ).fetchall()
 
+    # History
+
+    def remember(self, topic: str, body: bytes, size: int, seconds: float) -> int:
+        """Append to what a topic remembers; returns the place."""
+        now = time.time()
+        place: int = 1 + (self._one("SELECT max(place) FROM history WHERE topic = ?", topic) or 0)
+        self._bytes += len(body)
+        self._do("INSERT INTO history VALUES (?, ?, ?, ?)", (topic, place, now + seconds, body))
+        self._do(
+            "DELETE FROM history WHERE topic = ? AND (place <= ? OR (expires <= ? AND place < ?))",
+            (topic, place - size, now, place),
+        )
+        return place
+
+    def recall(self, topic: str, first: int | None, count: int) -> list[tuple[int, bytes]]:
+        """What a topic remembers from a place on, or the newest of it, oldest first."""
+        if first is None:
+            found = self._do(
+                "SELECT place, body FROM history WHERE topic = ? ORDER BY place DESC LIMIT ?", (topic, count)
+            ).fetchall()
+            return found[::-1]
+        return self._do(
+            "SELECT place, body FROM history WHERE topic = ? AND place >= ? ORDER BY place LIMIT ?",
+            (topic, first, count),
+        ).fetchall()
+
     # Upkeep
 
     def has_waste(self) -> bool:
@@ -406,6 +434,7 @@ class Store:
             or self._one("SELECT 1 FROM queue WHERE expires <= ? LIMIT 1", now) is not None
             or self._one("SELECT 1 FROM put_off WHERE due + ttl <= ? LIMIT 1", now) is not None
             or self._one("SELECT 1 FROM binding WHERE expires <= ? LIMIT 1", now) is not None
+            or self._one("SELECT 1 FROM history WHERE expires <= ? LIMIT 1", now - _DAY) is not None
         )
 
     def drop_older_half(self) -> None:
@@ -421,13 +450,14 @@ class Store:
         )
         self._do("DELETE FROM put_off WHERE due + ttl <= ?", (now,))
         self._do("DELETE FROM binding WHERE expires <= ?", (now,))
+        self._do("DELETE FROM history WHERE expires <= ?", (now - _DAY,))
 
     def _read_by_all(self) -> int:
         # Only nodes have watermarks: what a removed node has not read holds nothing up.
         return self._one("SELECT min(watermark) FROM node") or 0
 
     def flush(self) -> None:
-        for table in ("frame", "queue", "put_off", "binding", "depth"):
+        for table in ("frame", "queue", "put_off", "binding", "depth", "history"):
             self._do(f"DELETE FROM {table}")
 
 

@@ -36,7 +36,7 @@ class EmbeddedTransport(EmbeddedNode):
         """``embedded://`` (the default folder), ``embedded:///abs/dir``, ``embedded://./relative``, ``embedded://~/dir``."""
         return cls(path_of_url(url), **options)
 
-    features: ClassVar[frozenset[str]] = frozenset({"leases"})
+    features: ClassVar[frozenset[str]] = frozenset({"history", "leases"})
 
     @classmethod
     async def examine(cls, url: str, **options: Any) -> list[Finding]:
@@ -242,6 +242,28 @@ class EmbeddedTransport(EmbeddedNode):
             return nothing
 
         await self._writer.write(work)
+
+    # History
+
+    async def remember(self, topic: str, frame: bytes, size: int, seconds: float) -> int:
+        self._check_size(frame)
+
+        def work(store: Store) -> After:
+            place = store.remember(topic, frame, size, seconds)
+            return lambda: place
+
+        place: int = await self._writer.write(work)
+        return place
+
+    async def recall(self, topic: str, first: int | None, count: int) -> list[tuple[int, bytes]]:
+        self._check_open()
+
+        def work(store: Store) -> After:
+            found = store.recall(topic, first, count)
+            return lambda: found
+
+        found: list[tuple[int, bytes]] = await self._writer.write(work)
+        return found
 
     async def flush(self) -> None:
         self._check_open()

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from ...continuity import VOID, Sent
 from ...errors import ChannelFull, TransportUnavailable
 from .connection import LARGE, pack, pack_large
-from .scripts import POST, PUSH, Script
+from .scripts import POST, PUSH, REMEMBER, Script
 
 if TYPE_CHECKING:
     from .outbox import Outbox
 
-__all__ = ["FOR_EVER", "Batch", "Op", "PlainOp", "Post", "Publish", "Push", "ScriptOp"]
+__all__ = ["FOR_EVER", "Batch", "Op", "PlainOp", "Post", "Publish", "Push", "Remember", "ScriptOp"]
 
 FOR_EVER = float("inf")
 
@@ -192,6 +192,28 @@ class Post(Op):
         raise ChannelFull(
             f"channel {self.channel!r} holds {self.capacity} messages, as many as its capacity allows"
         )
+
+
+class Remember(Op):
+    """Append to what a topic remembers."""
+
+    __slots__ = ("_frame", "_keys", "_seconds", "_size")
+
+    #: Milliseconds that the server knows what it appended for us; longer than any command can be late.
+    _MEMORY_MS = 600_000
+
+    def __init__(
+        self, outbox: Outbox, keys: tuple[bytes, ...], frame: bytes, size: int, seconds: float, ttl: float
+    ) -> None:
+        super().__init__(outbox, None, b"", ttl)
+        self._keys, self._frame, self._size, self._seconds = keys, frame, size, seconds
+
+    def commands(self) -> bytes | list[bytes]:
+        pack_all = pack if len(self._frame) < LARGE else pack_large
+        return pack_all(
+            b"EVALSHA", self.outbox.dialect.sha(REMEMBER), 2, *self._keys,
+            self.seq, self.outbox.sender.floor, self._frame, self._size, str(self._seconds), self._MEMORY_MS,
+        )  # fmt: skip
 
 
 class Push(Op):

@@ -146,3 +146,7 @@ class Names:
         """Frames, their deadlines, idle readers, and two memories of what ``sid`` pushed."""
         memories = tuple(self._key(kind, f"{queue}:{sid}", queue) for kind in ("ql", "qr"))
         return (*self.queue_keys(queue)[:3], *memories)
+
+    def history_keys(self, topic: str, sid: str) -> tuple[bytes, ...]:
+        """What a topic remembers, and a memory of what ``sid`` appended."""
+        return self._key("h", topic), self._key("hm", f"{topic}:{sid}", topic)

@@ -19,7 +19,7 @@ from .hosts import URL_KEYS, Host, in_cluster, parse_hosts
 from .inbox import pack_post
 from .leases import Leases
 from .link import Link, Setting
-from .ops import Op, PlainOp, Post, Publish, Push, ScriptOp
+from .ops import Op, PlainOp, Post, Publish, Push, Remember, ScriptOp
 from .pace import Pace
 from .scripts import BIND
 from .server import ServerLink
@@ -55,7 +55,7 @@ class RedisTransport(Transport):
         ConfigurationError: A setting is wrong.
     """
 
-    features: ClassVar[frozenset[str]] = frozenset({"leases"})
+    features: ClassVar[frozenset[str]] = frozenset({"history", "leases"})
     url_keys = URL_KEYS
 
     def __init__(
@@ -422,6 +422,28 @@ class RedisTransport(Transport):
             op: Op = PlainOp(link.outbox, "HDEL", link.names.bindings(topic), queue)
             link.outbox.submit(op)
             await op.future
+
+    # -- history
+
+    async def remember(self, topic: str, frame: bytes, size: int, seconds: float) -> int:
+        link = self._write(topic)
+        keys = link.names.history_keys(topic, link.sid)
+        op = Remember(link.outbox, keys, frame, size, seconds, self._expiry)
+        link.outbox.submit(op)
+        place: int = await op.future
+        return place
+
+    async def recall(self, topic: str, first: int | None, count: int) -> list[tuple[int, bytes]]:
+        link = self._write(topic)
+        key = link.names.history_keys(topic, link.sid)[0]
+        command = ("XREVRANGE", key, "+", "-") if first is None else ("XRANGE", key, f"{first}-0", "+")
+        op = PlainOp(link.outbox, *command, "COUNT", count, ttl=self._expiry)
+        link.outbox.submit(op)
+        entries = await op.future
+        return [
+            (int(entry_id.partition(b"-")[0]), fields[1])
+            for entry_id, fields in (reversed(entries) if first is None else entries)
+        ]
 
     async def flush(self) -> None:
         if self._cluster is not None:

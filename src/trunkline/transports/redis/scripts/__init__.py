@@ -6,8 +6,8 @@ import hashlib
 from importlib.resources import files
 
 __all__ = [
-    "BIND", "LATER", "LEASE", "LEAVE", "POST", "PUSH", "SETTLE", "TAKE", "TAKEN", "TRUTH", "UNLEASE", "Script",
-    "load_commands",
+    "BIND", "LATER", "LEASE", "LEAVE", "POST", "PUSH", "REMEMBER", "SETTLE", "TAKE", "TAKEN", "TRUTH", "UNLEASE",
+    "Script", "load_commands",
 ]  # fmt: skip
 
 
@@ -35,8 +35,9 @@ LEAVE = Script("leave")
 TAKEN = Script("taken")
 TRUTH = Script("truth")
 BIND = Script("bind")
+REMEMBER = Script("remember")
 
-_ALL = (POST, PUSH, TAKE, LEAVE, TAKEN, TRUTH, BIND, LEASE, SETTLE, UNLEASE, LATER)
+_ALL = (POST, PUSH, TAKE, LEAVE, TAKEN, TRUTH, BIND, LEASE, SETTLE, UNLEASE, LATER, REMEMBER)
 
 
 def load_commands(sharded: bool) -> list[tuple[str, ...]]:
