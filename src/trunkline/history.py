@@ -268,7 +268,8 @@ class History:
             found = await self.recall(group, None, limit)
             # What is kept only because nothing has come since.
             oldest = self._transport.now() + self._settings.expiry - kept.seconds
-            return [event for event in found if event.body and event.expires > oldest]
+            events = [event for event in found if event.body and event.expires > oldest]
+            return await self._once(group, events, kept)
         whose, place = place_of(since)
         if whose != group:
             raise HistoryLost(f"{since!r} is a position of another group than {group!r}")
@@ -277,7 +278,19 @@ class History:
             raise HistoryLost(
                 f"group {group!r} no longer remembers what came after this position: load everything anew"
             )
-        return [event for event in found[1:] if event.body]
+        return await self._once(group, [event for event in found[1:] if event.body], kept)
+
+    async def _once(self, group: str, events: list[Event], kept: Kept) -> list[Event]:
+        """Leave out what was sent again under the same id."""
+        if not any("id" in event.options for event in events):
+            return events
+        first: dict[str, int] = {}
+        for event in await self.recall(group, None, kept.size):
+            if "id" in event.options:
+                first.setdefault(event.options["id"], event.place)
+        return [
+            event for event in events if first.get(event.options.get("id", ""), event.place) == event.place
+        ]
 
     async def newest(self, group: str) -> str:
         """The position of the newest event."""

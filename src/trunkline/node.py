@@ -461,10 +461,12 @@ class Node:
             error.channel = envelope.address
             raise
 
+        context = envelope.options.get("trace", b"")
+
         def put() -> None:
             self._delayed.discard(handle)
             try:
-                self._put(envelope.address, body, envelope.expires, True, envelope.context)
+                self._put(envelope.address, body, envelope.expires, True, context)
             except FrameError as error:
                 self._transport.taken(envelope.address, 1)
                 self._unreadable(error)
