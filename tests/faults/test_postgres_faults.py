@@ -48,19 +48,24 @@ def accounted(load: Load, *nodes: Node) -> None:
         assert load.reordered(node) == 0 or node.gaps  # type: ignore[arg-type]
 
 
+def heard_enough(*nodes: Node) -> bool:
+    """Whether so much came that its account says something."""
+    return all(len(node.frames) > 150 for node in nodes)
+
+
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 async def test_ended_backends_cost_nothing(postgres: Postgres, driver: str) -> None:
     """pg_terminate_backend again and again, under load: 0 lost, 0 doubled, 0 reordered."""
     prefix, url = unique(), postgres.url
     async with Node(url, prefix, driver=driver) as a, Node(url, prefix, driver=driver) as b:
         async with Load([a, b]) as load:  # type: ignore[list-item]
-            ended = 0
-            for _ in range(8):
+            ended, until = 0, time.monotonic() + 60
+            while (ended < 20 or not heard_enough(a, b)) and time.monotonic() < until:
                 await asyncio.sleep(0.25)
                 ((count,),) = await sql(url, END_ALL)
                 ended += count
         await load.check()
-        assert ended > 10
+        assert ended >= 20
         await eventually(lambda: a.reconnects == a.disconnects > 0)
 
 
@@ -72,8 +77,8 @@ async def test_a_restart_costs_nothing(postgres: Postgres) -> None:
             await asyncio.sleep(0.5)
             await in_thread(postgres.stop)
             await in_thread(postgres.start)
-            await eventually(lambda: a.reconnects and b.reconnects, 20)
-            await asyncio.sleep(0.3)
+            await eventually(lambda: a.reconnects and b.reconnects, 30)
+            await eventually(lambda: heard_enough(a, b), 30)
         await load.check()
 
 
@@ -88,8 +93,8 @@ async def test_a_frozen_server_costs_nothing(postgres: Postgres) -> None:
                 await asyncio.sleep(3.0)
             finally:
                 postgres.thaw()
-            await eventually(lambda: a.reconnects and b.reconnects, 20)
-            await asyncio.sleep(0.3)
+            await eventually(lambda: a.reconnects and b.reconnects, 30)
+            await eventually(lambda: heard_enough(a, b), 30)
         await load.check()
 
 
@@ -102,9 +107,9 @@ async def test_a_crash_is_told_or_made_good() -> None:
                 await asyncio.sleep(0.5)
                 await in_thread(server.kill)
                 await in_thread(server.start)
-                await eventually(lambda: a.reconnects and b.reconnects, 20)
+                await eventually(lambda: a.reconnects and b.reconnects, 30)
                 before = len(b.frames)
-                await eventually(lambda: len(b.frames) > before + 100, 20)
+                await eventually(lambda: len(b.frames) > before + 100, 30)
             await asyncio.sleep(1.0)
             accounted(load, a, b)
             assert load.gone == 0
@@ -124,9 +129,9 @@ async def test_a_failover_is_told_or_made_good() -> None:
                     await asyncio.sleep(0.5)
                     await in_thread(primary.kill)
                     await in_thread(standby.promote)
-                    await eventually(lambda: a.reconnects and b.reconnects, 20)
+                    await eventually(lambda: a.reconnects and b.reconnects, 30)
                     before = len(b.frames)
-                    await eventually(lambda: len(b.frames) > before + 100, 20)
+                    await eventually(lambda: len(b.frames) > before + 100, 30)
                 await asyncio.sleep(1.0)
                 accounted(load, a, b)
                 assert load.gone == 0
@@ -278,9 +283,9 @@ async def test_readers_of_one_queue_take_each_message_once(postgres: Postgres) -
 
     tasks = [asyncio.create_task(read(node)) for node in readers for _ in range(2)]
     pushed = 0
-    until = time.monotonic() + 2.5
+    start = time.monotonic()
     end_at = 0.0
-    while time.monotonic() < until:
+    while time.monotonic() < start + 2.5 or (pushed < 150 and time.monotonic() < start + 60):
         if time.monotonic() > end_at:
             end_at = time.monotonic() + 0.4
             await sql(postgres.url, END_ALL)
@@ -291,7 +296,7 @@ async def test_readers_of_one_queue_take_each_message_once(postgres: Postgres) -
             except ChannelFull:
                 pass
         await asyncio.sleep(0.005)
-    await eventually(lambda: len(got) >= pushed, 15)
+    await eventually(lambda: len(got) >= pushed, 30)
     await asyncio.sleep(0.2)
     assert len(got) == pushed > 100
     assert len(set(got)) == pushed

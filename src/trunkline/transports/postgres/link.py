@@ -76,7 +76,7 @@ class Link:
             echo=self._echo,
             unavailable=self.unavailable,
         )
-        self.readers = Readers(self.outbox)
+        self.readers = Readers(self.outbox, self.clock)
         self.inbox = Inbox(self.outbox, arrivals)
         self.inflow = Inflow(
             Receiver(retention=self._retention, patience=pace.patience),
@@ -353,7 +353,7 @@ class Link:
 
     def _hear(self, text: str) -> None:
         if text[:1] == "W":
-            self.readers.wake(text[1:])
+            self.readers.wake(int(text[1:]))
         elif text == "P" and not self._probed.done():
             self._probed.set_result(None)
         elif text == "F":

@@ -19,7 +19,7 @@ from .clock import Clock
 from .driver import Connection, Trouble
 from .schema import quoted
 
-__all__ = ["FOR_EVER", "Kind", "Op", "Outbox"]
+__all__ = ["FOR_EVER", "GONE", "LISTED", "Kind", "Op", "Outbox"]
 
 FOR_EVER = float("inf")
 
@@ -36,7 +36,7 @@ _STUCK = 1.0
 _PAUSES, _STRICT = (0.005, 0.01, 0.02, 0.04, 0.08), 2.0
 
 #: What the server says of an operation, beside 0: done.
-_FULL, _GONE, LISTED = 1, 2, 3
+_FULL, GONE, LISTED = 1, 2, 3
 
 
 class Kind(enum.IntEnum):
@@ -54,6 +54,10 @@ class Kind(enum.IntEnum):
     BIND = 9
     UNBIND = 10
     FLUSH = 11
+    UNLEASE = 12
+    HOLD = 13
+    SETTLE = 14
+    LATER = 15
 
 
 class Op(Sent):
@@ -258,7 +262,7 @@ class Outbox:
                 if not op.future.done():
                     op.future.set_exception(ChannelFull(text))
                 continue
-            if code == _GONE and op.topic is not None:
+            if code == GONE and op.topic is not None:
                 self.sender.forget(op.topic)
                 op.topic = None  # and never to be replayed
             if op.topic is not None and not op.flags & VOID:

@@ -7,12 +7,12 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from ...errors import ConfigurationError, LayerClosed
 from ...settings import shown_url, split_url
-from ...transport import Arrivals, Finding, Server, Transport
+from ...transport import Arrivals, Finding, Leased, Server, Transport
 from .doctor import examine
 from .driver import driver_named
 from .inbox import pack_post
@@ -74,6 +74,7 @@ class PostgresTransport(Transport):
         ConfigurationError: A setting is wrong, or no driver is installed.
     """
 
+    features: ClassVar[frozenset[str]] = frozenset({"leases"})
     url_keys = _URL_KEYS
 
     def __init__(
@@ -254,7 +255,27 @@ class PostgresTransport(Transport):
         await self._open().outbox.submit(op).future
 
     async def pull(self, queue: str) -> bytes:
-        return await self._open().readers.pull(queue)
+        return (await self._open().readers.take(queue))[2]
+
+    async def lease(self, queue: str, seconds: float, ttl: float) -> Leased:
+        token, tries, frame = await self._open().readers.take(queue, (_ms(seconds), _ms(ttl)))
+        return Leased(str(token), frame, tries)
+
+    async def hold(self, queue: str, token: str, seconds: float) -> bool:
+        return await self._about(Kind.HOLD, queue, token, int(seconds * 1000))
+
+    async def settle(self, queue: str, token: str) -> bool:
+        return await self._about(Kind.SETTLE, queue, token)
+
+    async def _about(self, kind: Kind, queue: str, token: str, ms: int = 0) -> bool:
+        op = Op(kind, queue, number=int(token), ttl=ms, expires=self._expiry)
+        code, _ = await self._open().outbox.submit(op).future
+        return bool(code == 0)
+
+    async def push_later(self, queue: str, frame: bytes, capacity: int, ttl: float, delay: float) -> None:
+        wire = int(delay * 1000).to_bytes(8, "big")
+        op = Op(Kind.LATER, queue, wire=wire, body=frame, number=capacity, ttl=_ms(ttl), expires=ttl)
+        await self._open().outbox.submit(op).future
 
     async def bind(self, topic: str, queue: str, capacity: int, ttl: float) -> None:
         wire = self._names.topic(topic)
