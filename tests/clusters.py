@@ -93,6 +93,7 @@ class Cluster:
         )
         for number, node in enumerate(others):
             self.follow(node, first[number % masters])
+        until("replicas are known", lambda: all(len(row) == 2 + replicas for row in self.view(self.nodes[0])))
         self.settle()
 
     def start_node(self) -> Node:
@@ -138,7 +139,7 @@ class Cluster:
             info, role = node.calls(("CLUSTER", "INFO"), ("ROLE",))
             if b"cluster_state:ok" not in info or (role[0] == b"slave" and role[3] != b"connected"):
                 return False
-            views.add(tuple(sorted(self.owners(node).items())))
+            views.add(self.view(node))
         return len(views) == 1
 
     @staticmethod
@@ -147,9 +148,15 @@ class Cluster:
         reply = node.call("CLUSTER", "NODES")
         return [line.split() for line in reply.decode().splitlines() if "handshake" not in line]
 
-    def owners(self, node: Node) -> dict[int, int]:
-        """Ranges of slots, as first slot -> port, as this node has it."""
-        return {first: port for first, _, (_, port, *_), *_ in node.call("CLUSTER", "SLOTS")}
+    @staticmethod
+    def view(node: Node) -> tuple[Any, ...]:
+        """Ranges of slots, each with the ports of its master and replicas, as this node has it."""
+        rows = node.call("CLUSTER", "SLOTS")
+        return tuple(
+            sorted(
+                (first, master[1], *sorted(one[1] for one in others)) for first, _, master, *others in rows
+            )
+        )
 
     def by_port(self, port: int) -> Node:
         return next(node for node in self.nodes if node.port == port)

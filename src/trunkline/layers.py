@@ -88,6 +88,9 @@ class RedisChannelLayer(ChannelLayer):
         deadline: Seconds that a server may owe an answer before its connection is dropped.
         read_hosts: Servers that names are still, or already, read from while ``hosts`` is being changed.
         log_length: Frames kept for one group at most, roughly; a shorter log shortens the outages that lose nothing.
+        cluster: ``hosts`` are some nodes of one cluster, which tell of the others. A ``redis+cluster://`` URL says so too.
+        wait_replicas: Replicas that must have a message before it counts as sent; else ``TransportUnavailable`` says that
+            it may have arrived.
         on_disconnect: Called when a connection is lost.
         on_reconnect: Called when it is back.
         random_prefix_length: Accepted and without meaning: frames are unique as they are.
@@ -104,6 +107,8 @@ class RedisChannelLayer(ChannelLayer):
         deadline: float | None = None,
         read_hosts: Any = None,
         log_length: int | None = None,
+        cluster: bool | None = None,
+        wait_replicas: int | None = None,
         on_disconnect: Callable[..., Any] | None = None,
         on_reconnect: Callable[..., Any] | None = None,
         random_prefix_length: int | None = None,
@@ -120,6 +125,8 @@ class RedisChannelLayer(ChannelLayer):
             "deadline": deadline,
             "read_hosts": read_hosts,
             "log_length": log_length,
+            "cluster": cluster,
+            "wait_replicas": wait_replicas,
             "on_disconnect": on_disconnect,
             "on_reconnect": on_reconnect,
         }

@@ -168,9 +168,10 @@ async def test_a_replica(serve: Callable[..., Server]) -> None:
 
 
 async def test_a_cluster(serve: Callable[..., Server]) -> None:
-    """A server in cluster mode is an error that says what to use instead."""
+    """A server in cluster mode, named as a single one, is an error that says what to write."""
     server = serve(cluster_enabled="yes", cluster_port=str(free_port()))
-    assert "hosts" in (await look(server.url)).one("error", "Redis Cluster, which this version").fix
+    finding = (await look(server.url)).one("error", "part of a cluster, and is not named as such")
+    assert finding.fix.startswith(f"write redis+cluster://127.0.0.1:{server.port}")
 
 
 # Servers that cannot be reached: the cause, in the user's words
@@ -316,7 +317,7 @@ def test_the_list_of_permissions_is_complete() -> None:
     rooms = [
         path
         for path in SOURCE.glob("*.py")
-        if path.stem not in ("permissions", "doctor", "diagnosis", "sentinel")
+        if path.stem not in ("permissions", "doctor", "cluster_doctor", "diagnosis", "sentinel")
     ]
     code = "".join(path.read_text() for path in rooms)
     called = re.findall(r"""(?:pack\(|PlainOp\([^"]*?|\()b?"([A-Z]{3,})",""", code)
@@ -329,11 +330,12 @@ def test_the_list_of_permissions_is_complete() -> None:
         "select",
     }  # checked below by their subcommands, or by logging in
     used -= {"oom", "clusterdown"}  # errors
-    used -= {"asking", "cluster", "wait"}  # for clusters and replicas only
+    used -= {"cluster"}  # by its subcommands, too
     tried = {**permissions._HARMLESS, **permissions._MAKING, **permissions._LAST}
+    tried |= {**permissions._IN_CLUSTER, **permissions._LAST_IN_CLUSTER, **permissions._FOR_REPLICAS}
     assert len(used) > 30
     assert used - set(tried) == set()
-    assert {"pubsub|numsub", "client|setname", "script|load"} <= set(tried)
+    assert {"pubsub|numsub", "client|setname", "script|load", "cluster|slots"} <= set(tried)
     assert f"\n{acl_line('asgi')}\n" in (ROOT / "docs/redis.md").read_text()
 
 

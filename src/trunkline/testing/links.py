@@ -76,8 +76,8 @@ class LinkedEmbedded(EmbeddedTransport):
 
 
 def detoured(link: Link, transport: Any) -> Transport:
-    """Let all roads of a Redis transport that is not open yet obey a link: to its server; or to its sentinels, and to
-    whatever server they name."""
+    """Let all roads of a Redis transport that is not open yet obey a link: to its server; or to its sentinels or
+    seeds, and to whatever server they name."""
     from ..transports.redis.hosts import Host
 
     roads: dict[tuple[str, int], TcpProxy] = {}
@@ -91,9 +91,10 @@ def detoured(link: Link, transport: Any) -> Transport:
 
     def detour(host: Host) -> Host:
         here = Detoured(**vars(host))
-        if not host.sentinels:
+        if not (host.sentinels or host.seeds):
             return here.at(host.host, host.port)
-        return replace(here, sentinels=tuple(detour(sentinel) for sentinel in host.sentinels))
+        sentinels, seeds = (tuple(map(detour, servers)) for servers in (host.sentinels, host.seeds))
+        return replace(here, sentinels=sentinels, seeds=seeds)
 
     transport._hosts = [detour(host) for host in transport._hosts]
     made: Transport = transport
@@ -118,6 +119,9 @@ def _nats_behind_proxies(link: Link, url: str, prefix: str) -> Transport:
 LINKED: dict[str, Callable[[Link, str, str], Transport]] = {
     "memory": lambda link, url, prefix: LinkedMemory(link, "conform", prefix=prefix),
     "embedded": lambda link, url, prefix: LinkedEmbedded(link, path_of_url(url), prefix=prefix),
-    **dict.fromkeys(("redis", "valkey", "redis+sentinel", "valkey+sentinel"), _behind_proxies),
+    **dict.fromkeys(
+        (f"{server}{kind}" for server in ("redis", "valkey") for kind in ("", "+sentinel", "+cluster")),
+        _behind_proxies,
+    ),
     "nats": _nats_behind_proxies,
 }

@@ -23,6 +23,12 @@ class Clock:
         """The shared clock at this ``time.monotonic()``."""
         return moment + self._offset
 
+    def adopt(self, other: Clock) -> float:
+        """Follow another server's clock from now on; returns by how many seconds that jumps."""
+        jump = other._offset - self._offset if self.set else 0.0
+        self._offset, self.error, self.set = other._offset, other.error, other.set
+        return jump
+
     def learn(self, reply: list[bytes], asked: float, answered: float) -> float:
         """Take in a TIME reply that was asked for and answered at these ``time.monotonic()`` times.
 

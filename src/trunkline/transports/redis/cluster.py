@@ -26,7 +26,7 @@ from .partition import PartitionLink
 from .server import sweep
 from .topology import PARTITIONS, Names, partition, slot
 
-__all__ = ["Cluster", "Layout", "ask_layout", "read_layout"]
+__all__ = ["Cluster", "Layout", "ask_dialect", "ask_layout", "read_layout"]
 
 log = logging.getLogger("trunkline.redis")
 
@@ -93,7 +93,8 @@ async def ask_layout(connection: Connection, host: Host) -> Layout:
     return read_layout(slots, host, well=b"cluster_state:ok" in info)
 
 
-async def _ask_dialect(connection: Connection) -> Dialect:
+async def ask_dialect(connection: Connection) -> Dialect:
+    """The words of pub/sub that all nodes of the cluster are taken to understand."""
     (reply,) = await connection.call(("PUBSUB", "SHARDNUMSUB"))
     unknown = isinstance(reply, ReplyError) and "unknown" in str(reply).lower()
     return PLAIN if unknown else SHARDED
@@ -166,7 +167,7 @@ class Cluster:
                     try:
                         layout = await ask_layout(line, seed)
                         if any(layout.owners):
-                            return layout, await _ask_dialect(line)
+                            return layout, await ask_dialect(line)
                         troubles[seed.address] = unavailable(seed, "its cluster has no slots yet")
                     finally:
                         line.drop()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from ...errors import ConfigurationError, TransportUnavailable, TrunklineError
 from ...transport import Finding
+from .cluster_doctor import examine_cluster
 from .connection import Connection, ReplyError, connect
 from .diagnosis import why_unreachable
 from .hosts import Host
@@ -44,6 +45,8 @@ class Patient:
     info: dict[str, str] = field(default_factory=dict)
     config: dict[str, str] = field(default_factory=dict)
     user: str = "default"
+    in_cluster: bool = False
+    wait_replicas: int = 0
     #: Seconds by which its clock is ahead of ours; None where it is not told.
     ahead: float | None = None
 
@@ -54,14 +57,17 @@ class Patient:
 
 
 async def examine(
-    hosts: list[Host], read_hosts: list[Host], *, prefix: str, deadline: float
+    hosts: list[Host], read_hosts: list[Host], *, prefix: str, deadline: float, wait_replicas: int = 0
 ) -> list[Finding]:
     """Examine every server of a layer."""
     found: list[Finding] = []
     run_ids: dict[str, str] = {}
     everyone = list({host.identity: host for host in hosts + read_hosts}.values())
+    in_cluster = bool(hosts[0].seeds)
+    if in_cluster:
+        everyone, found = await examine_cluster(hosts[0], deadline)
     for host in everyone:
-        patient = Patient(host, Names(prefix, host.db))
+        patient = Patient(host, Names(prefix, host.db), in_cluster=in_cluster, wait_replicas=wait_replicas)
         findings = await _examine_server(patient, deadline)
         several = f"{host.address}: " if len(everyone) > 1 else ""
         found += [Finding(level, several + what, fix) for level, what, fix in findings]
@@ -97,7 +103,13 @@ async def _examine_server(patient: Patient, deadline: float) -> list[Finding]:
         if not unsuitable:
             found += await _keyspace(patient, connection)
             found.append(await _latency(connection))
-            found += await examine_permissions(connection, patient.names, patient.user)
+            found += await examine_permissions(
+                connection,
+                patient.names,
+                patient.user,
+                in_cluster=patient.in_cluster,
+                wait_replicas=patient.wait_replicas,
+            )
     except TransportUnavailable as error:
         found.append(why_unreachable(host, error))
     finally:
@@ -205,6 +217,12 @@ def _identity(patient: Patient) -> list[Finding]:
 
 def _checks(patient: Patient) -> list[Finding]:
     found = [*_clock(patient)]
+    replicas = patient.number("connected_slaves")
+    if patient.info and replicas < patient.wait_replicas:
+        what = (
+            f"wait_replicas is {patient.wait_replicas}, and it has {replicas}: nothing can be sent for sure"
+        )
+        found.append(Finding("error", what, "add replicas, or wait for fewer"))
     if patient.info:
         found += [*_memory(patient), *_persistence(patient), *_clients(patient)]
     return [*found, *_settings(patient)]
@@ -216,10 +234,10 @@ def _role(patient: Patient) -> list[Finding]:
         return [
             Finding("error", "this is a Sentinel, not a server", "name the master it watches (port 6379?)")
         ]
-    if info.get("cluster_enabled") == "1":
-        what = "the server is part of a Redis Cluster, which this version does not support"
-        fix = "use a server with cluster-enabled no; several servers can share the load: list them in hosts"
-        return [Finding("error", what, fix)]
+    if info.get("cluster_enabled") == "1" and not patient.in_cluster:
+        scheme = "rediss" if patient.host.ssl else "redis"
+        fix = f"write {scheme}+cluster://{patient.host.address}, or cluster=True beside hosts"
+        return [Finding("error", "the server is part of a cluster, and is not named as such", fix)]
     if info.get("role", "master") != "master":
         master = f"{info.get('master_host')}:{info.get('master_port')}"
         what = f"this is a replica of {master}: it takes no messages"

@@ -168,6 +168,9 @@ def in_cluster(hosts: list[Host], cluster: Any, read_hosts: list[Host]) -> list[
             "hosts: the URL of a cluster stands alone; name all its seeds in it: redis+cluster://host:6379,host2:6379"
         )
     seeds = named[0].seeds if named else tuple(hosts)
+    for number, seed in enumerate(seeds):
+        if any(seed.address == other.address for other in seeds[:number]):
+            raise ConfigurationError(f"hosts names the same node of the cluster twice: {seed.address}")
     for seed in seeds:
         if seed.sentinels or seed.path:
             what = "sentinels" if seed.sentinels else "a socket's path"

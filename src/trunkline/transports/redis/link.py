@@ -185,7 +185,10 @@ class Link(ABC):
         return was_up
 
     def _set_clock(self, reply: list[bytes], asked: float) -> int:
-        jump_ms = int(self.clock.learn(reply, asked, time.monotonic()) * 1000)
+        return self._jumped(self.clock.learn(reply, asked, time.monotonic()))
+
+    def _jumped(self, jump: float) -> int:
+        jump_ms = int(jump * 1000)
         if jump_ms >= -100:
             return 0
         # Another server, or a clock set back: what comes now may look older than what we had.

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, TransportUnavailable
-from .connection import Connection, ReplyError, connect, pack, unavailable
+from .clock import Clock
+from .connection import Connection, ReplyError, connect, pack, raise_refused, unavailable
 from .dialect import Dialect
 from .hosts import Host
 from .link import Setting
@@ -56,6 +57,7 @@ class Master:
         self._down: asyncio.Future[TransportUnavailable] = asyncio.get_running_loop().create_future()
         self.line: Line
         self.run_id = ""
+        self.clock = Clock()
         self.up = False
         self._heard = self._probing = False
         self._beat_at = 0.0
@@ -140,6 +142,7 @@ class Master:
         commands, pushes = self._connections
         async with asyncio.timeout(deadline):
             first = not self.run_id
+            await self._ask_time(commands)
             self.run_id = await introduce(self.host, commands, self._dialect, first=first, in_cluster=True)
         pushes.listen(self._hear)
         self.line = line_to(commands, self.host, self._setting.wait_replicas, deadline)
@@ -147,6 +150,13 @@ class Master:
         self._heard = self._probing = False
         self.up = True
         self._changed(self, False)
+
+    async def _ask_time(self, commands: Connection) -> None:
+        asked = time.monotonic()
+        (reply,) = await commands.call(("TIME",))
+        if isinstance(reply, ReplyError):
+            raise_refused(self.host, reply)
+        self.clock.learn(reply, asked, time.monotonic())
 
     def _lost(self, error: TransportUnavailable) -> None:
         if self.up:
@@ -238,7 +248,7 @@ class Master:
         if home is not None:
             await self._care(home, home.beat)
         else:
-            await self.commands.call(("PING",))
+            await self._ask_time(self.commands)
         beat_at, self._beat_at = self._beat_at, time.monotonic()
         present = self._present()
         if self._heard or not self._pace.probe:

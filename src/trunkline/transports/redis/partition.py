@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, TransportUnavailable
-from .connection import ReplyError, asking, raise_refused, unavailable
+from .connection import ReplyError, asking, unavailable
 from .dialect import Dialect
 from .hosts import Host
 from .link import Link, Setting
@@ -136,11 +136,7 @@ class PartitionLink(Link):
         self.master = master
         lane = _Lane(self, master, self._cluster)
         master.links[self.place] = self
-        asked = time.monotonic()
-        (reply,) = await master.commands.call(("TIME",))
-        if isinstance(reply, ReplyError):
-            raise_refused(master.host, reply)
-        self._set_clock(reply, asked)
+        self._jumped(self.clock.adopt(master.clock))
         await self._resume(_Ears(master), lane, master.line, master.run_id)
         if self._down.done():
             raise self._down.result()

@@ -67,24 +67,42 @@ _HARMLESS = {
 _MAKING = {"lpush": "LPUSH k x", "rpush": "RPUSH k x", "sadd": "SADD k m"}
 _CLEANING = ("pexpire", "unlink")
 _LAST = {"subscribe": "SUBSCRIBE c"}
+#: Beside all these in a cluster.
+_IN_CLUSTER = {
+    "cluster|info": "CLUSTER INFO",
+    "cluster|slots": "CLUSTER SLOTS",
+    "asking": "ASKING",
+    "spublish": "SPUBLISH c doctor",
+    "pubsub|shardnumsub": "PUBSUB SHARDNUMSUB",
+    "sunsubscribe": "SUNSUBSCRIBE x",
+}
+_LAST_IN_CLUSTER = {"ssubscribe": "SSUBSCRIBE c"}
+#: With wait_replicas.
+_FOR_REPLICAS = {"wait": "WAIT 0 1"}
 #: What the layer can do without: seeing restarts and replicas, its name in CLIENT LIST, ``flush``.
 _OPTIONAL = {"info", "client|setname", "scan"}
 
 
-def acl_line(prefix: str, user: str = "trunkline") -> str:
+def acl_line(prefix: str, user: str = "trunkline", *, in_cluster: bool = False) -> str:
     """The command that makes a user who may do what this layer needs, and nothing else."""
-    commands = " ".join(f"+{name}" for name in ["auth", "select", *_HARMLESS, *_MAKING, *_LAST])
+    names = ["auth", "select", *_HARMLESS, *_MAKING, *_LAST]
+    if in_cluster:
+        names = ["auth", *_IN_CLUSTER, *_HARMLESS, *_MAKING, *_LAST, *_LAST_IN_CLUSTER]
+    commands = " ".join(f"+{name}" for name in names)
     return f"ACL SETUSER {user} on >PASSWORD resetkeys ~{prefix}/* resetchannels &{prefix}/* -@all {commands}"
 
 
-async def examine_permissions(connection: Connection, names: Names, user: str) -> list[Finding]:
+async def examine_permissions(
+    connection: Connection, names: Names, user: str, *, in_cluster: bool = False, wait_replicas: int = 0
+) -> list[Finding]:
     """Try what the transport needs; the connection is only good for closing afterwards."""
-    missing = await _try(connection, names, _HARMLESS)
+    more = {**(_IN_CLUSTER if in_cluster else {}), **(_FOR_REPLICAS if wait_replicas else {})}
+    missing = await _try(connection, names, {**_HARMLESS, **more})
     if set(_CLEANING) & set(missing.commands) or missing.keys:
         missing.untried = list(_MAKING)
     else:
         missing.add(await _try(connection, names, _MAKING, *_CLEANING))
-    missing.add(await _try(connection, names, _LAST))
+    missing.add(await _try(connection, names, {**_LAST, **(_LAST_IN_CLUSTER if in_cluster else {})}))
     if not missing:
         return [Finding("ok", f"user {user} may do all that is needed")]
     rules = " ".join(missing.rules(names.root.rpartition("/")[0]))

@@ -84,11 +84,12 @@ class RedisTransport(Transport):
         self._connect_timeout = _positive("connect_timeout", connect_timeout)
         self._deadline = _positive("deadline", deadline)
         self._log_length = math.ceil(_positive("log_length", log_length))
-        if type(wait_replicas) is not int or not 0 <= wait_replicas <= 100:
+        whole = isinstance(wait_replicas, (int, float)) and not isinstance(wait_replicas, bool)
+        if not whole or wait_replicas not in range(101):
             raise ConfigurationError(
                 f"wait_replicas is a whole number of replicas, 0 to 100, not {wait_replicas!r}"
             )
-        self._wait_replicas = wait_replicas
+        self._wait_replicas = int(wait_replicas)
         self._on_disconnect = _hook("on_disconnect", on_disconnect)
         self._on_reconnect = _hook("on_reconnect", on_reconnect)
         self._pace = _pace or Pace()
@@ -129,7 +130,13 @@ class RedisTransport(Transport):
     async def examine(cls, url: str, **options: Any) -> list[Finding]:
         """As ``from_url``; or, with ``hosts`` among the options, as the constructor."""
         made = cls(**options) if "hosts" in options else cls.from_url(url, **options)
-        return await examine(made._hosts, made._read_hosts, prefix=made._prefix, deadline=made._deadline)
+        return await examine(
+            made._hosts,
+            made._read_hosts,
+            prefix=made._prefix,
+            deadline=made._deadline,
+            wait_replicas=made._wait_replicas,
+        )
 
     def __repr__(self) -> str:
         servers = ", ".join(host.address for host in self._hosts)
