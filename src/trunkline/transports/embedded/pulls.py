@@ -139,14 +139,13 @@ class Pulls:
 
         def work(store: Store) -> After:
             terms = [waiting.terms for waiting in readers.waiting if not waiting.done()]
+            due = store.bring(queue)
             rows = store.dequeue(queue, len(terms))
             taken = [_take(store, queue, row, each) for row, each in zip(rows, terms, strict=False)]
             idle = 0 < len(terms) > len(rows)
-            due = None
             if idle:
                 store.await_work(queue, self._node)
-                due = store.next_due(queue)
-            return lambda: self._hand_over(queue, readers, taken, idle, due)
+            return lambda: self._hand_over(queue, readers, taken, idle, due if idle else None)
 
         def failed() -> None:
             readers.asking = False  # the safety tick asks again

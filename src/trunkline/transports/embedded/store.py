@@ -302,7 +302,6 @@ class Store:
     def dequeue(self, queue: str, count: int) -> list[tuple[int, float, bytes, int]]:
         """Take the oldest live frames as (row, expires, body, tries)."""
         now = time.time()
-        self._bring(queue, now)
         taken: list[tuple[int, float, bytes, int]] = []
         while len(taken) < count:
             rows = self._do(
@@ -318,7 +317,7 @@ class Store:
     def has_work(self, queue: str) -> bool:
         if self._one("SELECT 1 FROM backlog WHERE queue = ?", queue) is not None:
             return True
-        due = self.next_due(queue)
+        due = self._next_due(queue)
         return due is not None and due <= time.time()
 
     # Frames that are put off
@@ -333,12 +332,11 @@ class Store:
         return done.lastrowid or 0
 
     def count_put_off(self, queue: str) -> int:
-        self._bring(queue, time.time())
+        self.bring(queue)
         held: int = self._one("SELECT count(*) FROM put_off WHERE queue = ?", queue)
         return held
 
-    def next_due(self, queue: str) -> float | None:
-        """When the next frame of a queue is due."""
+    def _next_due(self, queue: str) -> float | None:
         due: float | None = self._one("SELECT min(due) FROM put_off WHERE queue = ?", queue)
         return due
 
@@ -361,8 +359,12 @@ class Store:
         due: float | None = self._one(sql, token, queue, time.time())
         return due
 
-    def _bring(self, queue: str, now: float) -> None:
-        """Move what is due to the front of its queue, the longest due first."""
+    def bring(self, queue: str) -> float | None:
+        """Move what is due to the front of its queue, the longest due first; returns when the next is due."""
+        now = time.time()
+        first = self._next_due(queue)
+        if first is None or first > now:
+            return first
         due = self._do(
             "SELECT token, due + ttl, body, tries FROM put_off WHERE queue = ? AND due <= ? ORDER BY due DESC",
             (queue, now),
@@ -371,6 +373,7 @@ class Store:
             self._do("DELETE FROM put_off WHERE token = ?", (token,))
             front: int = self._one("UPDATE meta SET front = front - 1 RETURNING front")
             self.enqueue(queue, expires, body, front, tries)
+        return self._next_due(queue)
 
     def await_work(self, queue: str, node: str) -> None:
         """Note that a reader of this node is idle, behind those already waiting."""
