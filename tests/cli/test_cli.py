@@ -148,6 +148,13 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
     "zero processes": (["worker", "jobs:app", "a", "--processes", "0"], 2, "--processes"),
     "no application": (["worker", "a"], 2, "which application? name it first: trunkline worker mysite.asgi:"),
     "no channels": (["worker", "jobs:app"], 2, "at least one channel"),
+    "wrong concurrency": (["worker", "jobs:app", "a", "--concurrency", "a=b"], 2, "not 'a=b'"),
+    "concurrency of a stranger": (
+        ["worker", "jobs:app", "a", "--concurrency", "b=2"],
+        2,
+        "names 'b', a channel",
+    ),
+    "retries at most once": (["worker", "jobs:app", "a", "--retries", "2"], 2, 'retries needs ack="after"'),
     "half an application": (["worker", "jobs:", "a"], 2, "'jobs:' is not MODULE:APPLICATION"),
     "no such module": (
         ["worker", "jops:app", "a"],
@@ -368,6 +375,18 @@ def test_several_processes_with_several_jobs_each(shell: Shell, layer: Any) -> N
         worker.process.send_signal(signal.SIGTERM)
         assert worker.ended() == 0
         assert worker.output.count("working on queue") == 2
+
+
+def test_a_worker_that_acknowledges_after(shell: Shell, layer: Any) -> None:
+    """What fails goes to the dead letters after its retries; --concurrency may name a channel."""
+    words = ["--ack", "after", "--retries", "1", "--backoff", "0", "--lease", "5", "--dead-letter", "dead"]
+    with shell.start("worker", "jobs:app", "queue", "other", "--concurrency", "queue=2", *words) as worker:
+        worker.printed("working on queue, other")
+        layer.sync.send("queue", {"type": "job.do", "file": 7})
+        letter = layer.sync.receive("dead", timeout=20)
+        assert (letter["channel"], letter["tries"]) == ("queue", 2)
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.ended() == 0
 
 
 def test_conform_prints_a_table(shell: Shell) -> None:

@@ -515,13 +515,16 @@ class TransportConformance(Kit):
         """What was put off comes in the order of its times, before what waits; capacity bounds it by itself."""
         a, b = await self.lessors(2)
         queue, full = self.fresh("queue"), self.fresh("queue")
-        for number in (3, 1, 2):
-            await a.transport.push_later(queue, b"%d" % number, 3, TTL, 0.1 * number)
+        for _ in range(3):
             await a.transport.push_later(full, b"x", 3, TTL, TTL)
         await refused(ChannelFull, b.transport.push_later(full, b"x", 3, TTL, TTL), naming=full)
         for frame in _numbered(0, 3):
             await a.transport.push(queue, frame, 3, TTL)
-        await asyncio.sleep(0.5)
+        start = time.monotonic()
+        for number in (3, 1, 2):
+            due = start + 1.0 + 0.1 * number
+            await a.transport.push_later(queue, b"%d" % number, 3, TTL, due - time.monotonic())
+        await asyncio.sleep(start + 1.5 - time.monotonic())
         assert [await b.transport.pull(queue) for _ in range(6)] == [b"1", b"2", b"3", *_numbered(0, 3)]
 
     @promise
