@@ -35,6 +35,7 @@ CORE = {
     "stats",
     "inspection",
     "tracing",
+    "presence",
     "layer",
     "sync",
     "logs",

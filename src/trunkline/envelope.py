@@ -31,6 +31,7 @@ __all__ = [
     "GROUP",
     "NO_OPTIONS",
     "OPTIONS",
+    "RECORD",
     "REMEMBERED",
     "Envelope",
     "FrameError",
@@ -45,8 +46,9 @@ __all__ = [
 Message = dict[str, Any]
 
 #: What a frame is for: the members of a group, one channel, the layer of another node, one channel at a later time
-#: (``due``, of 8 bytes, before the message), or the members of a group that remembers (the place, of 8 bytes, before it).
-GROUP, CHANNEL, CONTROL, DELAYED, REMEMBERED = 1, 2, 3, 4, 5
+#: (``due``, of 8 bytes, before the message), the members of a group that remembers (the place, of 8 bytes, before it), or
+#: to be kept beside a group.
+GROUP, CHANNEL, CONTROL, DELAYED, REMEMBERED, RECORD = 1, 2, 3, 4, 5, 6
 #: Added to the kind of a frame that has options.
 OPTIONS = 0x40
 
@@ -130,6 +132,14 @@ class Seal:
     def __init__(self, keys: Sequence[str | bytes] = ()) -> None:
         self._ciphers = [_cipher(key) for key in keys]
         self.frame: Callable[[int, float, str, bytes], bytes] = self._sealed if self._ciphers else _frame
+        self._secret = b"".join(
+            hashlib.sha256(b"blind" + (key.encode() if isinstance(key, str) else key)).digest()
+            for key in keys[:1]
+        )
+
+    def blind(self, text: str) -> str:
+        """A short name for a text, always the same; it tells nothing about the text to whoever has not the first key."""
+        return hashlib.blake2b(text.encode(), digest_size=12, key=self._secret).hexdigest()
 
     def frame_with(
         self, kind: int, expires: float, address: str, body: bytes, options: Mapping[str, Any]

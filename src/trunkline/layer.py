@@ -35,6 +35,7 @@ from .errors import (
 from .leases import Lease
 from .logs import logger
 from .node import Node
+from .presence import Present, PresentCount
 from .settings import Options, Settings
 from .stats import Health, Report, Stats
 from .switchboard import Sink
@@ -80,6 +81,8 @@ class ChannelLayer:
                     "the memory, embedded and Redis layers can"
                 )
             self.extensions = [*self.extensions, "history"]
+        if "records" in self._first.features:
+            self.extensions = [*self.extensions, "presence"]
         self._settings = settings
         self._seal = Seal(settings.symmetric_encryption_keys or ())
         self._nodes: dict[asyncio.AbstractEventLoop, Node] = {}
@@ -250,19 +253,41 @@ class ChannelLayer:
 
     # Groups
 
-    async def group_add(self, group: str, channel: str) -> None:
+    async def group_add(
+        self,
+        group: str,
+        channel: str,
+        presence: dict[str, Any] | None = None,
+        *,
+        user: str | None = None,
+        announce: bool = False,
+    ) -> None:
         """Make a channel a member of a group: of this process or of another, specific or normal.
 
         On return, every ``group_send`` that starts from then on reaches it. The membership ends with the process that
         owns the channel, or ``group_expiry`` seconds after the channel's last sign of life (for a normal channel: after
         the last ``group_add``).
 
+        Args:
+            presence: What ``presence()`` tells of this member, a dict of at most 4,096 bytes. None: it is not told of,
+                or stays what it was.
+            user: Whose channel it is. The channels of one user, wherever they are, count as one in the events.
+            announce: Have the group told by ``presence.join`` and ``presence.leave`` events: of a user, when the first
+                of its channels comes and when the last one goes.
+
         Raises:
             InvalidName: A name breaks the naming rules.
+            InvalidMessage: The presence is no dict, or a value in it cannot travel.
+            MessageTooLarge: The presence is too large.
+            UsageError: A presence for a normal channel.
+            ConfigurationError: A presence, and "presence" is not in ``extensions``.
             TransportUnavailable: The membership was not made, or its owner did not confirm it.
         """
         node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
-        await node.group_add(group, channel)
+        if presence is None and user is None and not announce:
+            await node.group_add(group, channel)
+        else:
+            await node.group_add(group, channel, presence, user=user, announce=announce)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """End a membership; one that does not exist is ignored.
@@ -367,6 +392,34 @@ class ChannelLayer:
         """
         node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
         return await node.group_position(group)
+
+    # Presence
+
+    async def presence(self, group: str) -> list[Present]:
+        """The members of a group, in all processes, that were added with a ``presence``: the longest there first.
+
+        Those of a process that was killed are in it for up to 10 seconds more.
+
+        Raises:
+            InvalidName: The name breaks the naming rules.
+            ConfigurationError: "presence" is not in ``extensions``.
+            TransportUnavailable: Nobody could be asked.
+        """
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        return await node.presence(group)
+
+    async def presence_count(self, group: str) -> PresentCount:
+        """How many members a group has that were added with a ``presence``, and how many different users these are.
+
+        What it costs grows with the processes that have members there, not with the members.
+
+        Raises:
+            InvalidName: The name breaks the naming rules.
+            ConfigurationError: "presence" is not in ``extensions``.
+            TransportUnavailable: Nobody could be asked.
+        """
+        node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
+        return await node.presence_count(group)
 
     # Life
 

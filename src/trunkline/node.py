@@ -38,11 +38,12 @@ from .envelope import (
     encode,
     undelayed,
 )
-from .errors import ChannelFull, InvalidMessage, LayerClosed, NotOwner, TransportUnavailable
+from .errors import ChannelFull, InvalidMessage, LayerClosed, NotOwner, TransportUnavailable, UsageError
 from .history import Event, History, position_of
 from .inspection import fill, label
 from .leases import Lease
 from .logs import RateLimited, logger
+from .presence import Presence, Present, PresentCount
 from .requests import Requests
 from .settings import Settings
 from .stats import Health, Report, Stats, judge
@@ -89,6 +90,8 @@ class Node:
         self._tasks: set[asyncio.Task[Any]] = set()
         #: Messages to channels of this node that are not due yet.
         self._delayed: set[asyncio.TimerHandle] = set()
+        #: Made on first use: who does not use it pays nothing.
+        self._presence: Presence | None = None
         self._requests = Requests(
             self.name,
             seal,
@@ -148,6 +151,10 @@ class Node:
         """Leave; whoever waits in ``receive`` gets ``LayerClosed``. Closing twice is fine."""
         if self.closed:
             return
+        if self._presence is not None:
+            await self._presence.close()
+            if self.closed:  # by somebody else meanwhile
+                return
         self._stop()
         for task in self._tasks:
             task.cancel()
@@ -160,6 +167,8 @@ class Node:
     def abandon(self) -> None:
         """Let go of everything at once: this is a forked child, or the loop is closed."""
         self.closed = True
+        if self._presence is not None:
+            self._presence.abandon()
         self._transport.abandon()
         self._on_closed(self)
 
@@ -625,6 +634,8 @@ class Node:
                 self._report(box)
         for group in groups:
             await self._settle(group)
+        if self._presence is not None:
+            await self._presence.forget(channel)
 
     async def watch_gaps(self, channel: str) -> None:
         """See ``ChannelLayer.watch_gaps``."""
@@ -636,11 +647,21 @@ class Node:
         self._check_owner(channel)
         self._board.box(channel, self._now()).sink = sink
 
-    async def group_add(self, group: str, channel: str) -> None:
+    async def group_add(
+        self,
+        group: str,
+        channel: str,
+        presence: dict[str, Any] | None = None,
+        *,
+        user: str | None = None,
+        announce: bool = False,
+    ) -> None:
         """See ``ChannelLayer.group_add``."""
         names.group(group)
         owner = names.channel(channel).node
-        if owner == self.name:
+        if presence is not None or user is not None or announce:
+            await self._group_add_present(group, channel, owner, presence, user, announce)
+        elif owner == self.name:
             self._board.join(group, channel, self._now())
             try:
                 await self._settle(group)
@@ -660,10 +681,65 @@ class Node:
         if owner == self.name:
             self._board.leave(group, channel)
             await self._settle(group)
+            if self._presence is not None:
+                await self._presence.leave(group, channel)
         elif owner is None:
             await self._transport.unbind(group, channel)
         else:
             await self._ask(owner, "leave", group, channel)
+
+    # Presence
+
+    async def _group_add_present(
+        self,
+        group: str,
+        channel: str,
+        owner: str | None,
+        presence: dict[str, Any] | None,
+        user: str | None,
+        announce: bool,
+    ) -> None:
+        here = self._present()
+        if owner is None:
+            raise UsageError(
+                f"{channel} is a normal channel, which no process owns, so it cannot be present in a group: leave out "
+                "presence, or add a channel that new_channel() made"
+            )
+        card = here.card(group, channel, presence, user, announce)
+        if owner != self.name:
+            await self._ask(owner, "join", group, channel, presence=presence, user=user, announce=announce)
+            return
+        known = self._board.is_member(group, channel)
+        await self.group_add(group, channel)
+        try:
+            await here.join(group, channel, card)
+        except TransportUnavailable:
+            if not known:
+                self._board.leave(group, channel)
+                self._spawn(self._settle(group))
+            raise
+
+    async def presence(self, group: str) -> list[Present]:
+        """See ``ChannelLayer.presence``."""
+        return await self._present().members(names.group(group))
+
+    async def presence_count(self, group: str) -> PresentCount:
+        """See ``ChannelLayer.presence_count``."""
+        return await self._present().count(names.group(group))
+
+    def _present(self) -> Presence:
+        if self._presence is None:
+            self._presence = Presence(
+                self._transport,
+                self._seal,
+                self._settings,
+                spawn=self._spawn,
+                say=self.group_send,
+                stays=self._board.is_member,
+            )
+        return self._presence
+
+    # Everything
 
     async def flush(self) -> None:
         """See ``ChannelLayer.flush``."""
@@ -675,6 +751,8 @@ class Node:
         groups = self._board.groups
         self._drop_delayed()
         self._board.clear()
+        if self._presence is not None:
+            self._presence.clear()
         for group in groups:
             self._spawn(self._settle(group))
 
@@ -702,12 +780,12 @@ class Node:
 
     # Between layers
 
-    async def _ask(self, owner: str, op: str, group: str, channel: str) -> None:
-        if not await self._requests.ask(owner, op, group, channel):
+    async def _ask(self, owner: str, op: str, group: str, channel: str, **more: Any) -> None:
+        if not await self._requests.ask(owner, op, group, channel, **more):
             self._gone(channel)
 
-    def _asked(self, op: str, group: str, channel: str) -> Coroutine[Any, Any, None]:
-        return self.group_add(group, channel) if op == "join" else self.group_discard(group, channel)
+    def _asked(self, op: str, group: str, channel: str, **more: Any) -> Coroutine[Any, Any, None]:
+        return self.group_add(group, channel, **more) if op == "join" else self.group_discard(group, channel)
 
     # Housekeeping
 

@@ -36,7 +36,7 @@ class Requests:
         transport: Transport,
         *,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
-        change: Callable[[str, str, str], Coroutine[Any, Any, None]],
+        change: Callable[..., Coroutine[Any, Any, None]],
         flush: Callable[[], None],
         report: Callable[[], Message],
     ) -> None:
@@ -52,8 +52,10 @@ class Requests:
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._last = 0
 
-    async def ask(self, owner: str, op: str, group: str, channel: str) -> bool:
+    async def ask(self, owner: str, op: str, group: str, channel: str, **more: Any) -> bool:
         """Have the owner of a channel ``join`` it to a group, or ``leave``, and wait until it is done.
+
+        ``more`` are keyword arguments of what it does then.
 
         Returns:
             False when the owner is gone.
@@ -65,6 +67,8 @@ class Requests:
         number = self._last
         done = self._waiting[number] = asyncio.get_running_loop().create_future()
         request = {"op": op, "group": group, "channel": channel, "from": self._node, "number": number}
+        if more:
+            request["more"] = more
         try:
             if not await self._post(owner, request):
                 return False
@@ -129,7 +133,8 @@ class Requests:
 
     async def _comply(self, content: Message) -> None:
         try:
-            await self._change(content["op"], content["group"], content["channel"])
+            more = content.get("more", {})
+            await self._change(content["op"], content["group"], content["channel"], **more)
             await self._post(content["from"], {"op": "done", "number": content["number"]})
         except (TransportUnavailable, LayerClosed) as error:
             # Not answered: whoever asked waits in vain, and gets the error that it would get anyway.

@@ -370,6 +370,10 @@ class Switchboard:
         """The channels of this process in the group."""
         return list(self._groups.get(group, ()))
 
+    def is_member(self, group: str, channel: str) -> bool:
+        """Whether a channel of this process is in the group."""
+        return channel in self._groups.get(group, ())
+
     @property
     def groups(self) -> list[str]:
         """The groups with a member here."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import names
 from .envelope import Message, decode, encode
 from .errors import LayerClosed, TrunklineError
+from .presence import Present, PresentCount
 from .stats import Report
 from .switchboard import Sink
 from .typed import MessageLike
@@ -102,8 +103,10 @@ class Elsewhere:
     async def attach_sink(self, channel: str, sink: Sink) -> None:
         """Nothing: a sink runs in its caller's loop, and messages arrive in the other."""
 
-    async def group_add(self, group: str, channel: str) -> None:
-        await self._hop(self._layer.group_add(group, channel))
+    async def group_add(
+        self, group: str, channel: str, presence: dict[str, Any] | None = None, **more: Any
+    ) -> None:
+        await self._hop(self._layer.group_add(group, channel, presence, **more))
 
     async def group_discard(self, group: str, channel: str) -> None:
         await self._hop(self._layer.group_discard(group, channel))
@@ -131,6 +134,12 @@ class Elsewhere:
 
     async def group_position(self, group: str) -> str:
         return await self._hop(self._layer.group_position(group))
+
+    async def presence(self, group: str) -> list[Present]:
+        return await self._hop(self._layer.presence(group))
+
+    async def presence_count(self, group: str) -> PresentCount:
+        return await self._hop(self._layer.presence_count(group))
 
     async def flush(self) -> None:
         await self._hop(self._layer.flush())
@@ -267,9 +276,17 @@ class SyncLayer:
         """See ``ChannelLayer.forget``."""
         self._call(self._layer.forget, channel)
 
-    def group_add(self, group: str, channel: str) -> None:
+    def group_add(
+        self,
+        group: str,
+        channel: str,
+        presence: dict[str, Any] | None = None,
+        *,
+        user: str | None = None,
+        announce: bool = False,
+    ) -> None:
         """See ``ChannelLayer.group_add``."""
-        self._call(self._layer.group_add, group, channel)
+        self._call(self._layer.group_add, group, channel, presence, user=user, announce=announce)
 
     def group_discard(self, group: str, channel: str) -> None:
         """See ``ChannelLayer.group_discard``."""
@@ -313,6 +330,14 @@ class SyncLayer:
     def group_position(self, group: str) -> str:
         """See ``ChannelLayer.group_position``."""
         return self._call(self._layer.group_position, group)
+
+    def presence(self, group: str) -> list[Present]:
+        """See ``ChannelLayer.presence``."""
+        return self._call(self._layer.presence, group)
+
+    def presence_count(self, group: str) -> PresentCount:
+        """See ``ChannelLayer.presence_count``."""
+        return self._call(self._layer.presence_count, group)
 
     def flush(self) -> None:
         """See ``ChannelLayer.flush``."""

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from .settings import shown_url
 
-__all__ = ["Arrivals", "Finding", "Leased", "Server", "Transport"]
+__all__ = ["Arrivals", "Finding", "Leased", "Record", "Renewal", "Server", "Transport"]
 
 
 class Finding(NamedTuple):
@@ -60,6 +60,27 @@ class Leased(NamedTuple):
     tries: int
 
 
+class Record(NamedTuple):
+    """A few bytes that a node keeps beside a topic for as long as it lives."""
+
+    node: str
+    key: str
+    #: What it is counted with; empty for none.
+    tag: str
+    value: bytes
+
+
+class Renewal(NamedTuple):
+    """What ``renew_records`` found out, as topics."""
+
+    #: What this node kept there is lost, or not all of it is sure: keep it anew.
+    forgotten: list[str]
+    #: The lease had ended and another node has reaped what this one kept, or a part of it: keep it anew.
+    reaped: list[str]
+    #: Leases of other nodes have ended there, and nobody has reaped all they left.
+    lapsed: list[str]
+
+
 class Arrivals(Protocol):
     """What a transport calls when something arrives. The calls are quick, synchronous and do not raise."""
 
@@ -73,7 +94,7 @@ class Arrivals(Protocol):
 class Transport(ABC):
     """Carries frames between nodes."""
 
-    #: Extra powers this transport has, e.g. ``"leases"``. The layer asks before it offers them.
+    #: Extra powers this transport has: ``"leases"``, ``"records"``. The layer asks before it offers them.
     features: ClassVar[frozenset[str]] = frozenset()
     #: Query keys of a URL that ``from_url`` reads itself; all others are settings of the layer or of the constructor.
     url_keys: ClassVar[frozenset[str]] = frozenset()
@@ -234,3 +255,54 @@ class Transport(ABC):
         """The remembered frames with their places, oldest first: at most ``count``, from place ``first`` on, or, with None,
         the newest."""
         raise NotImplementedError(f"{type(self).__name__} has no history")
+
+    # With "records" in ``features``: what nodes keep beside topics
+    #
+    # Those of one node beside one topic share a lease: they count as gone ``ttl`` seconds after the node's last keep or
+    # renewal there, or when it closes, and stay until some node reaps them. What one node asks takes effect in the order
+    # in which the calls were started, and once, whatever becomes of the answer.
+
+    async def keep_record(self, topic: str, key: str, tag: str, value: bytes, ttl: float) -> int:
+        """Keep a record of this node beside a topic, under a key that this node uses there once.
+
+        Again, with the same tag: its value is replaced. It does not hide from the next renewal that records of this node
+        were lost or reaped.
+
+        Returns:
+            How many records beside the topic have its tag now, over all nodes; 0 when this one was there already. Of
+            concurrent calls for one tag, exactly one gets 1.
+        """
+        raise NotImplementedError
+
+    async def drop_record(self, topic: str, key: str) -> int | None:
+        """Take a record of this node away.
+
+        Returns:
+            How many others beside the topic have its tag, over all nodes; of concurrent calls for one tag exactly one gets
+            0. None: there was no such record.
+        """
+        raise NotImplementedError
+
+    async def renew_records(self, topics: Sequence[str], ttl: float) -> Renewal:
+        """Renew the leases on what this node keeps beside these topics. What is forgotten or reaped is told each time
+        until a ``keep_record`` that was started after the return."""
+        raise NotImplementedError
+
+    async def records(self, topic: str) -> list[Record]:
+        """The records beside a topic whose lease has not ended, and this node's own."""
+        raise NotImplementedError
+
+    async def count_records(self, topic: str) -> tuple[int, int]:
+        """How many records there are beside a topic, and how many different tags other than "" they have.
+
+        Its cost grows with the nodes, not with the records. What was not reaped yet may count.
+        """
+        raise NotImplementedError
+
+    async def reap_records(self, topic: str) -> list[tuple[Record, int]]:
+        """Take away what other nodes whose lease has ended left beside a topic: all, or a part, and call it again.
+
+        Returns:
+            Each record, and how many others have its tag then. No record is ever returned twice, to any node.
+        """
+        raise NotImplementedError

@@ -149,9 +149,9 @@ class _ChaosNode(Node):
         if self._chaos.outages:
             raise TransportUnavailable("the link is cut, on purpose")
 
-    async def group_add(self, group: str, channel: str) -> None:
+    async def group_add(self, group: str, channel: str, *args: Any, **options: Any) -> None:
         self._check_link()
-        await super().group_add(group, channel)
+        await super().group_add(group, channel, *args, **options)
 
     async def group_discard(self, group: str, channel: str) -> None:
         self._check_link()

@@ -11,7 +11,8 @@ from abc import abstractmethod
 from ..errors import ChannelFull, LayerClosed, TransportUnavailable
 from ..names import new_node
 from ..transport import Transport
-from .kit import Kit, Link, NotOffered, Peer, eventually, promise, refused, together
+from .kit import Link, NotOffered, Peer, eventually, promise, refused, together
+from .record_conformance import RecordConformance
 
 __all__ = ["TransportConformance"]
 
@@ -26,7 +27,7 @@ async def _frame(peer: Peer, queue: str) -> bytes:
     return (await peer.transport.lease(queue, TTL, TTL)).frame
 
 
-class TransportConformance(Kit):
+class TransportConformance(RecordConformance):
     """Every promise of ``trunkline.transport.Transport``, faults included."""
 
     @abstractmethod

@@ -12,12 +12,12 @@ import threading
 import time
 import urllib.parse
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 from ..errors import ChannelFull, ConfigurationError, LayerClosed, TransportUnavailable
-from ..transport import Arrivals, Leased, Server, Transport
+from ..transport import Arrivals, Leased, Record, Renewal, Server, Transport
 
 __all__ = ["MemoryTransport"]
 
@@ -81,6 +81,39 @@ class _Taker:
             self.wake.set_result(None)
 
 
+class _Keeper:
+    """What one node keeps beside one topic."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        #: Some of it was reaped, and its node has not kept it anew; it may have been told.
+        self.reaped = self.told = False
+        self.records: dict[str, Record] = {}
+
+
+class _Roll:
+    """What all nodes keep beside one topic."""
+
+    def __init__(self) -> None:
+        self.keepers: dict[str, _Keeper] = {}
+        self.tags: Counter[str] = Counter()
+
+    def add(self, record: Record) -> int:
+        self.tags[record.tag] += 1
+        return self.tags[record.tag]
+
+    def remove(self, record: Record) -> int:
+        self.tags[record.tag] -= 1
+        left = self.tags[record.tag]
+        if not left:
+            del self.tags[record.tag]
+        return left
+
+    def lapsed(self, node: str, now: float) -> list[_Keeper]:
+        keepers = [keeper for name, keeper in self.keepers.items() if name != node]
+        return [keeper for keeper in keepers if keeper.until <= now and keeper.records]
+
+
 class _Hub:
     """What the nodes share. Every access is under the lock; nothing waits while it is held."""
 
@@ -94,6 +127,7 @@ class _Hub:
         self.tokens = itertools.count(1)
         #: What each topic remembers, as (place, end of its time, frame).
         self.histories: dict[str, deque[tuple[int, float, bytes]]] = {}
+        self.rolls: dict[str, _Roll] = {}
 
     def append(self, queue: str, frame: bytes, capacity: int, ttl: float, now: float) -> bool:
         waiting = self.queues.setdefault(queue, _Queue())
@@ -123,7 +157,7 @@ def hub(name: str) -> _Hub:
 class MemoryTransport(Transport):
     """Carries frames between the nodes of one hub. Different hubs never meet."""
 
-    features: ClassVar[frozenset[str]] = frozenset({"history", "leases"})
+    features: ClassVar[frozenset[str]] = frozenset({"history", "leases", "records"})
 
     def __init__(self, hub_name: str, *, prefix: str = "asgi") -> None:
         if not isinstance(hub_name, str) or not hub_name:
@@ -159,6 +193,9 @@ class MemoryTransport(Transport):
             marker = f".{self._node}!"
             for channel in [channel for channel in hub.depths if marker in channel]:
                 del hub.depths[channel]
+            for roll in hub.rolls.values():
+                if self._node in roll.keepers:
+                    roll.keepers[self._node].until = 0.0
 
     def servers(self) -> list[Server]:
         return [Server("memory", self._arrivals is not None)]
@@ -340,6 +377,7 @@ class MemoryTransport(Transport):
             for queue in self._hub.queues.values():
                 queue.frames.clear()
                 queue.put_off.clear()
+            self._hub.rolls.clear()
 
     async def remember(self, topic: str, frame: bytes, size: int, seconds: float) -> int:
         self._check_open()
@@ -359,3 +397,76 @@ class MemoryTransport(Transport):
         if first is None:
             return line[-count:]
         return [pair for pair in line if pair[0] >= first][:count]
+
+    # Records
+
+    async def keep_record(self, topic: str, key: str, tag: str, value: bytes, ttl: float) -> int:
+        self._check_open()
+        with self._hub.lock:
+            roll = self._hub.rolls.setdefault(topic, _Roll())
+            keeper = roll.keepers.setdefault(self._node, _Keeper())
+            keeper.until = self.now() + ttl
+            keeper.reaped = keeper.reaped and not keeper.told
+            known = keeper.records.get(key)
+            record = keeper.records[key] = Record(self._node, key, tag, value)
+            return 0 if known else roll.add(record)
+
+    async def drop_record(self, topic: str, key: str) -> int | None:
+        self._check_open()
+        with self._hub.lock:
+            roll = self._hub.rolls.get(topic, _Roll())
+            keeper = roll.keepers.get(self._node, _Keeper())
+            record = keeper.records.pop(key, None)
+            left = None if record is None else roll.remove(record)
+            if not keeper.records and not keeper.reaped:
+                roll.keepers.pop(self._node, None)
+            if not roll.keepers:
+                self._hub.rolls.pop(topic, None)
+            return left
+
+    async def renew_records(self, topics: Sequence[str], ttl: float) -> Renewal:
+        self._check_open()
+        now, news = self.now(), Renewal([], [], [])
+        with self._hub.lock:
+            for topic in topics:
+                roll = self._hub.rolls.get(topic)
+                keeper = roll.keepers.get(self._node) if roll is not None else None
+                if keeper is None:
+                    news.forgotten.append(topic)
+                else:
+                    keeper.until = now + ttl
+                    keeper.told = keeper.reaped
+                    if keeper.reaped:
+                        news.reaped.append(topic)
+                if roll is not None and roll.lapsed(self._node, now):
+                    news.lapsed.append(topic)
+        return news
+
+    async def records(self, topic: str) -> list[Record]:
+        self._check_open()
+        now = self.now()
+        with self._hub.lock:
+            keepers = self._hub.rolls.get(topic, _Roll()).keepers.items()
+            live = [keeper for node, keeper in keepers if keeper.until > now or node == self._node]
+            return [record for keeper in live for record in keeper.records.values()]
+
+    async def count_records(self, topic: str) -> tuple[int, int]:
+        self._check_open()
+        with self._hub.lock:
+            roll = self._hub.rolls.get(topic, _Roll())
+            records = sum(len(keeper.records) for keeper in roll.keepers.values())
+            return records, len(roll.tags) - ("" in roll.tags)
+
+    async def reap_records(self, topic: str) -> list[tuple[Record, int]]:
+        self._check_open()
+        with self._hub.lock:
+            roll = self._hub.rolls.get(topic, _Roll())
+            reaped = []
+            for keeper in roll.lapsed(self._node, self.now()):
+                reaped += [(record, roll.remove(record)) for record in keeper.records.values()]
+                keeper.records.clear()
+                keeper.reaped, keeper.told = True, False
+            for node in [node for node in roll.keepers if node not in self._hub.nodes]:
+                if not roll.keepers[node].records:
+                    del roll.keepers[node]
+            return reaped
