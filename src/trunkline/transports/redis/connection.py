@@ -162,6 +162,7 @@ class Connection(asyncio.BufferedProtocol):
         # Where the loop reads to. Without one it makes a new quarter of a megabyte for every read, which costs more
         # than all else that a small message costs.
         self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
         self._transport: asyncio.Transport | None = None
         self._requests: deque[Request] = deque()
         self._replies: list[Any] = []
@@ -252,8 +253,8 @@ class Connection(asyncio.BufferedProtocol):
         """From now on the server only pushes, and each push goes to ``on_push``."""
         self._on_push = on_push
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._buffer
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view  # TLS fills it in slices, which must not be copies
 
     def buffer_updated(self, nbytes: int) -> None:
         self._heard = True

@@ -434,6 +434,8 @@ class RedisTransport(Transport):
 
     async def remember(self, topic: str, frame: bytes, size: int, seconds: float) -> int:
         link = self._write(topic)
+        if not link.met:
+            await link.meet()
         keys = link.names.history_keys(topic, link.sid)
         op = Remember(link.outbox, keys, frame, size, seconds, self._expiry)
         link.outbox.submit(op)
@@ -442,6 +444,8 @@ class RedisTransport(Transport):
 
     async def recall(self, topic: str, first: int | None, count: int) -> list[tuple[int, bytes]]:
         link = self._write(topic)
+        if not link.met:
+            await link.meet()
         key = link.names.history_keys(topic, link.sid)[0]
         command = ("XREVRANGE", key, "+", "-") if first is None else ("XRANGE", key, f"{first}-0", "+")
         op = PlainOp(link.outbox, *command, "COUNT", count, ttl=self._expiry)
