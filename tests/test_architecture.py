@@ -16,7 +16,18 @@ PURE = {"errors", "names", "codecs", "settings", "typed", "envelope", "switchboa
 #: Standard library modules a pure room must not touch: time and the network come in as arguments.
 IMPURE = {"asyncio", "time", "socket", "random", "threading", "select", "ssl", "logging"}
 #: Rooms that see ChannelLayer only: never a transport, the node or the switchboard.
-OUTSIDE = {"consumers", "routing", "worker", "cli", "demo", "django"}
+OUTSIDE = {
+    "consumers",
+    "routing",
+    "worker",
+    "cli",
+    "demo",
+    "django",
+    "metrics",
+    "otel",
+    "health",
+    "dashboard",
+}
 CORE = {
     "codecs",
     "errors",

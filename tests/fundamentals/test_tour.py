@@ -236,7 +236,25 @@ async def test_a_message_for_later(channel_layer: InMemoryChannelLayer) -> None:
     assert [(await channel_layer.receive("mails"))["to"] for _ in range(2)] == ["bob", "ada"]
 
 
-# 8. One message's life has five steps, everywhere the same.
+# 8. Every process can be seen from any other.
+
+
+async def test_who_is_there(make_channel_layer: Any) -> None:
+    """A survey asks all processes; each says what it counts, what waits in it, and how it does."""
+    here, there = make_channel_layer(), make_channel_layer()
+    channel = await there.new_channel()
+    await here.send(channel, {"type": "x"})
+
+    reports = []
+    while len(reports) < 2:
+        reports = await here.survey(0.1)
+
+    (busy,) = [report for report in reports if report.stats.waiting]
+    assert (busy.stats.waiting, busy.stats.slowest[0].channel) == (1, channel)
+    assert {report.health.state for report in reports} == {"ok"}
+
+
+# 9. One message's life has five steps, everywhere the same.
 
 
 def test_the_five_steps() -> None:

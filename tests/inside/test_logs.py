@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,3 +50,15 @@ async def test_the_fields_of_a_layer(caplog: pytest.LogCaptureFixture) -> None:
     assert (found[1]["group"], found[1]["reason"]) == ("room", "it was cut")
     assert "not a frame" in found[2]["reason"]
     await layer.close()
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [("metrics", "prometheus_client", "metrics"), ("otel", "opentelemetry", "tracing")],
+)
+def test_without_its_package(module: str, package: str, extra: str) -> None:
+    """An exporter whose package is missing says what to install."""
+    code = f"import sys; sys.modules[{package!r}] = None; import trunkline.{module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"pip install 'trunkline[{extra}]'" in done.stderr

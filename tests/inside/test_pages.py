@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -122,11 +124,8 @@ def test_the_page_brings_everything_itself() -> None:
     assert "src=" not in page
 
 
-def test_django_view(layers: Layers) -> None:
+def test_django_view() -> None:
     """`trunkline.django.views.health` in urls.py, under WSGI and ASGI."""
-    import subprocess
-    import sys
-
     program = """
 import asyncio, json
 from django.conf import settings
