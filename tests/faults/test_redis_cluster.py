@@ -31,6 +31,10 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
     cluster.kill()
 
 
+#: For what does not depend on the server.
+one_kind = pytest.mark.parametrize("cluster", sorted(servers())[-1:], indirect=True)
+
+
 async def in_thread(work: Callable[..., Any], *args: object) -> Any:
     return await asyncio.get_running_loop().run_in_executor(None, work, *args)
 
@@ -150,3 +154,56 @@ async def test_a_dead_master_is_replaced(cluster: Cluster) -> None:
         await eventually(lambda: all(node.reconnects for node in scene.nodes))
     # An answer can leave before the replica has heard of it, if the master ends in between.
     assert scene.jobs.lost + scene.jobs.doubled <= 1
+
+
+@one_kind
+async def test_what_a_lagging_replica_did_not_have(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For 0.7 s before a master dies nothing reaches its replica, nor one of the nodes: it is sent again."""
+    async with under_load(cluster) as scene:
+        reader = scene.nodes[2]
+        victim = cluster.owner(slot(partition(reader.name)))
+        replica = cluster.replica_of(victim)
+        rooms = reader.transport._cluster
+        assert rooms is not None
+        home = next(host for host in rooms._masters if host.port == victim.port)
+        await in_thread(
+            replica.calls, ("CONFIG", "SET", "masterauth", "wrong"), ("CLIENT", "KILL", "TYPE", "master")
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(rooms, "home", never(rooms.home, home))
+            await in_thread(victim.kill_clients, f"{reader.name}-pushes")
+            await eventually(lambda: reader.disconnects)
+            await asyncio.sleep(0.7)
+            await in_thread(victim.kill)
+        await in_thread(cluster.settle)
+        await eventually(lambda: all(node.reconnects for node in scene.nodes))
+
+
+def never(home: Callable[[int], Any], host: Any) -> Callable[[int], Any]:
+    """Any master but one."""
+
+    async def other(place: int) -> Any:
+        while (master := await home(place)).host == host:
+            await asyncio.sleep(0.05)
+        return master
+
+    return other
+
+
+@one_kind
+async def test_a_master_comes_and_goes(cluster: Cluster) -> None:
+    """A fourth master takes a share, gives it back and leaves; its connections go with it."""
+    async with under_load(cluster) as scene:
+        fourth = await in_thread(cluster.join)
+        moving = {number: cluster.owner(number) for number in scene.slots[::4]}
+        for number in moving:
+            await in_thread(cluster.migrate, number, fourth)
+        await scene.busy()
+        assert max(connections(fourth, scene.nodes)) == 2
+        for number, home in moving.items():
+            await in_thread(cluster.migrate, number, home)
+        await scene.busy()
+        await eventually(lambda: connections(fourth, scene.nodes) == [0, 0, 0], 35.0)
+        await in_thread(cluster.leave, fourth)
+    assert scene.jobs.lost + scene.jobs.doubled == 0
+    assert all(node.disconnects == 0 for node in scene.nodes)
