@@ -42,7 +42,7 @@ class Server(NamedTuple):
     #: What people call it, without secrets.
     name: str
     up: bool
-    #: Seconds since its last sign of life; None: there was none yet.
+    #: Seconds since its last sign of life; None: there was none yet, or nobody counts.
     silent: float | None = 0.0
     #: What is wrong with it, if anything.
     trouble: str = ""

@@ -364,6 +364,11 @@ class Link:
 
     # -- clock
 
+    @property
+    def trouble(self) -> str:
+        """Why it is not up; empty when it is."""
+        return "" if self.up else str(self._trouble) or type(self._trouble).__name__
+
     def now(self) -> float:
         return time.monotonic() + self._offset
 

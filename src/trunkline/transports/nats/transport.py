@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlunsplit
 
 from ...errors import ConfigurationError, LayerClosed, TransportUnavailable
 from ...settings import split_url
-from ...transport import Arrivals, Finding, Transport
+from ...transport import Arrivals, Finding, Server, Transport
 from .doctor import examine
 from .link import Link
 from .queues import Queues, make_stream
@@ -195,6 +195,14 @@ class NatsTransport(Transport):
         link, self._link, self._queues = self._link, None, None
         if link is not None:
             link.abandon()
+
+    def servers(self) -> list[Server]:
+        link = self._link
+        return (
+            []
+            if link is None
+            else [Server(self._access.address, link.up, None, link.trouble, link.sender.pending)]
+        )
 
     def now(self) -> float:
         return self._live().now()
