@@ -74,7 +74,7 @@ class Model(RuleBasedStateMachine):
     def fan_out(self, group: str) -> None:
         parcel = self.parcel()
         missed: list[Mailbox] = []
-        before = {channel: len(box.parcels) for channel, box in self.board.boxes.items()}
+        oldest = {channel: box.parcels[0][0] for channel, box in self.board.boxes.items() if box.parcels}
         count, _, wake = self.board.fan_out(group, parcel, self.now, missed.append)
         assert wake == []
         expected = 0
@@ -86,10 +86,9 @@ class Model(RuleBasedStateMachine):
                 continue
             got = self.board.boxes[channel].parcels and self.board.boxes[channel].parcels[-1][0] is parcel
             # Which of several members gets the last room of the process is nobody's promise; the rest is.
-            if (
-                len(self.waiting[channel]) >= CAPACITY
-                or len(self.board.boxes[channel].parcels) < before[channel]
-            ):
+            box = self.board.boxes[channel]
+            dropped = channel in oldest and not (box.parcels and box.parcels[0][0] is oldest[channel])
+            if len(self.waiting[channel]) >= CAPACITY or dropped:
                 self.purge(channel)
             if got:
                 assert len(self.waiting[channel]) < CAPACITY
