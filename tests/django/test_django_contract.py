@@ -59,11 +59,13 @@ def test_the_methods_channels_calls(layer: Any) -> None:
         "close",
     ):
         assert inspect.iscoroutinefunction(getattr(layer, name)), name
-    parameters = inspect.signature(layer.send).parameters.values()
-    positional = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
-    assert positional == ["channel", "message"]
-    assert list(inspect.signature(layer.group_send).parameters) == ["group", "message"]
-    assert list(inspect.signature(layer.group_add).parameters) == ["group", "channel"]
+    for method, expected in (
+        (layer.send, ["channel", "message"]),
+        (layer.group_send, ["group", "message"]),
+        (layer.group_add, ["group", "channel"]),
+    ):
+        parameters = inspect.signature(method).parameters.values()
+        assert [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY] == expected
     assert {"groups", "flush"} <= set(layer.extensions)
     assert (layer.expiry, layer.group_expiry, layer.capacity) == (60, 86400, 100)
     assert issubclass(layer.ChannelFull, Exception)
