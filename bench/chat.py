@@ -99,7 +99,7 @@ CHATS = {
 #: What may serve the quickest of them.
 SERVING = {
     f"relay on embedded, {server}": Chat(f"relay on embedded, {server}", "folder", server)
-    for server in ("sansio", "websockets", "wsproto", "granian", "picows")
+    for server in ("sansio", "websockets", "wsproto", "granian", "picows", "corked")
 }
 
 
