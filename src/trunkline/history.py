@@ -30,7 +30,8 @@ _PATIENCE, _RETRY = 0.02, 0.5
 #: Events fetched at a time.
 _COUNT = 500
 
-_place = struct.Struct(">Q")
+#: Place, and the mark of the event before.
+_head = struct.Struct(">Q8s")
 _position = re.compile(r"([^:]+):([0-9]{1,19})\.[0-9a-f]{1,8}").fullmatch
 
 
@@ -42,12 +43,18 @@ class Event(NamedTuple):
     body: bytes
     expires: float
     options: Mapping[str, Any] = NO_OPTIONS
+    #: The mark of the event before it; "" when it is not known.
+    before: str = ""
+
+    @property
+    def mark(self) -> str:
+        """A few characters that stand for it."""
+        return f"{zlib.crc32(struct.pack('>d', self.expires), zlib.crc32(self.body)):08x}"
 
 
 def position_of(group: str, event: Event) -> str:
     """The position of an event."""
-    check = zlib.crc32(struct.pack(">d", event.expires), zlib.crc32(event.body))
-    return f"{group}:{event.place}.{check:x}"
+    return f"{group}:{event.place}.{event.mark}"
 
 
 def place_of(position: str) -> tuple[str, int]:
@@ -63,20 +70,34 @@ def place_of(position: str) -> tuple[str, int]:
 
 
 class Outcome(NamedTuple):
-    """What a check of the transport's memory led to."""
+    """What comes of an arrival, or of a look at the transport's memory."""
 
     deliver: list[Event]
     #: Some events are lost for good; why.
-    gap: str | None
+    gap: str | None = None
+
+
+_FORGOT = "the server lost its memory of this group, or a part of it"
 
 
 class Follower:
     """The line of one group, as one node hears it. Pure: no clock, no I/O."""
 
-    def __init__(self, newest: int | None = None) -> None:
+    def __init__(self, newest: Event | None = None) -> None:
         #: The place that comes next; None before anything is known.
-        self.next = None if newest is None else newest + 1
+        self.next: int | None = None
+        #: The mark of the event before that; "" when it is not known.
+        self._mark = ""
         self._held: dict[int, Event] = {}
+        #: What was delivered lately: it may come once more, late, when places are given again.
+        self._had: dict[tuple[int, str], None] = {}
+        if newest is not None:
+            self.start(newest)
+
+    def start(self, newest: Event | None) -> None:
+        """Follow from the newest event on, unless something came first."""
+        if self.next is None:
+            self.next, self._mark = (newest.place + 1, newest.mark) if newest else (1, "")
 
     @property
     def checking(self) -> bool:
@@ -88,41 +109,49 @@ class Follower:
         """Whether no more should be held."""
         return len(self._held) >= _HELD
 
-    def take(self, event: Event) -> list[Event]:
+    def take(self, event: Event) -> Outcome:
         """Take what arrived; returns what is to be delivered now, in order."""
         if self.next is None:
             self.next = event.place
-        if event.place != self.next:
+        if (event.place, event.mark) not in self._had:
             self._held[event.place] = event
-            return []
-        self.next += 1
-        return [event, *self._follow()]
+        return self._follow()
 
-    def _follow(self) -> list[Event]:
-        found = []
-        while self._held and self.next in self._held:
-            found.append(self._held.pop(self.next))
-            self.next += 1
-        return found
+    def _follow(self) -> Outcome:
+        found: list[Event] = []
+        gap = None
+        while self.next in self._held:
+            event = self._held.pop(self.next)
+            if self._mark and event.before and event.before != self._mark:
+                gap = _FORGOT  # it stands behind another event than the one we had
+            found.append(event)
+            self.next, self._mark = event.place + 1, event.mark
+            self._had[event.place, event.mark] = None
+            if len(self._had) > _HELD:
+                del self._had[next(iter(self._had))]
+        return Outcome(found, gap)
 
     def settle(self, remembered: list[Event], newest: int) -> Outcome:
-        """Decide about what is held, knowing what is remembered from ``next`` on and the newest place of all."""
+        """Decide about what is held, knowing what is remembered from the last event on and the newest place of all."""
         if self.next is None:
             self.next = newest + 1
         gap = None
-        if newest + 1 < self.next:
+        last = next((event for event in remembered if event.place == self.next - 1), None)
+        if newest + 1 < self.next or (last is not None and self._mark and last.mark != self._mark):
             # Places are given again: the line we knew was lost, or a part of it.
-            self.next = min(self._held, default=newest + 1)
-            gap = "the server lost its memory of this group, or a part of it"
+            gap = _FORGOT
+            self.next, self._mark = min(self._held, default=newest + 1), ""
         for event in remembered:
-            self._held.setdefault(event.place, event)
+            if (event.place, event.mark) not in self._had:
+                self._held.setdefault(event.place, event)
         # What is older than the line we follow was sent before we joined, or was told to be lost.
         self._held = {place: event for place, event in self._held.items() if place >= self.next}
-        deliver = self._follow()
+        deliver, more = self._follow()
+        gap = gap or more
         while self._held:
             gap = gap or "no longer remembered"
-            self.next = min(self._held)
-            deliver += self._follow()
+            self.next, self._mark = min(self._held), ""
+            deliver += self._follow().deliver
         return Outcome(deliver, gap)
 
 
@@ -159,9 +188,8 @@ class History:
             TransportUnavailable: Nobody can say what comes next.
         """
         follower = self._followers[group] = Follower()
-        newest = await self._transport.recall(group, None, 1)
-        if follower.next is None:
-            follower.next = newest[-1][0] + 1 if newest else 1
+        newest = await self.recall(group, None, 1)
+        follower.start(newest[-1] if newest else None)
 
     def unfollow(self, group: str) -> None:
         self._followers.pop(group, None)
@@ -170,9 +198,16 @@ class History:
         self, group: str, body: bytes, expires: float, chosen: Mapping[str, Any], kept: Kept
     ) -> bytes:
         """Give an event its place; returns the frame to publish."""
+        place, before = await self._append(group, body, expires, chosen, kept)
+        head = _head.pack(place, before.encode())
+        return self._seal.frame_with(REMEMBERED, expires, group, head + body, chosen)
+
+    async def _append(
+        self, group: str, body: bytes, expires: float, chosen: Mapping[str, Any], kept: Kept
+    ) -> tuple[int, str]:
         frame = self._seal.frame_with(GROUP, expires, group, body, chosen)
-        place = await self._transport.remember(group, frame, kept.size, kept.seconds)
-        return self._seal.frame_with(REMEMBERED, expires, group, _place.pack(place) + body, chosen)
+        mark = Event(0, body, expires).mark
+        return await self._transport.remember(group, frame, mark, kept.size, kept.seconds)
 
     def arrive(self, envelope: Envelope) -> None:
         """Take an event that was published.
@@ -180,14 +215,12 @@ class History:
         Raises:
             FrameError: It is none.
         """
-        place, body = self.split(envelope.body)
         group = envelope.address
         follower = self._followers.get(group)
         if follower is None:
             return
         was_checking = follower.checking
-        arrived = Event(place, body, envelope.expires, envelope.options)
-        self._deliver_all(group, follower.take(arrived))
+        self._act(group, follower.take(self.event(envelope)))
         if follower.checking and not was_checking:
             self._spawn(self._check(group, follower, _PATIENCE))
 
@@ -204,23 +237,22 @@ class History:
         healing = not patience
         while (follower.checking or healing) and self._followers.get(group) is follower:
             try:
-                remembered = await self._all_from(group, follower.next or 1)
+                remembered = await self._all_from(group, max((follower.next or 1) - 1, 1))
                 newest = remembered or await self.recall(group, None, 1)
             except TransportUnavailable as error:
                 if not follower.full:
                     await asyncio.sleep(_RETRY)
                     continue
                 self._gap(group, f"more came than may wait while it could not be asked for: {error}")
-                self._deliver_all(group, follower.settle([], follower.next or 0).deliver)
+                self._act(group, Outcome(follower.settle([], follower.next or 0).deliver))
                 return
             healing = False
-            outcome = follower.settle(remembered, newest[-1].place if newest else 0)
-            if outcome.gap is not None:
-                self._gap(group, outcome.gap)
-            self._deliver_all(group, outcome.deliver)
+            self._act(group, follower.settle(remembered, newest[-1].place if newest else 0))
 
-    def _deliver_all(self, group: str, events: list[Event]) -> None:
-        for event in events:
+    def _act(self, group: str, outcome: Outcome) -> None:
+        if outcome.gap is not None:
+            self._gap(group, outcome.gap)
+        for event in outcome.deliver:
             if event.body:
                 self._deliver(group, event)
 
@@ -245,15 +277,19 @@ class History:
         return found
 
     @staticmethod
-    def split(body: bytes) -> tuple[int, bytes]:
-        """The place and the rest of what ``body`` made.
+    def event(envelope: Envelope) -> Event:
+        """The event in a frame that ``remember`` made.
 
         Raises:
             FrameError: It did not.
         """
-        if len(body) < _place.size:
-            raise FrameError("a history frame without a place")
-        return _place.unpack_from(body)[0], body[_place.size :]
+        try:
+            place, before = _head.unpack_from(envelope.body)
+        except struct.error:
+            raise FrameError("a history frame without a place") from None
+        body = envelope.body[_head.size :]
+        mark = before.rstrip(b"\0").decode("ascii", "replace")
+        return Event(place, body, envelope.expires, envelope.options, mark)
 
     async def events(self, group: str, since: str | None, limit: int) -> list[Event]:
         """What came after a position, or the newest events, oldest first.
@@ -298,9 +334,7 @@ class History:
         while not (found := await self.recall(group, None, 1)):
             # A position is one of something: an entry that says nothing and is never published.
             expires = self._transport.now() + self._settings.expiry
-            await self._transport.remember(
-                group, self._seal.frame(GROUP, expires, group, b""), kept.size, kept.seconds
-            )
+            await self._append(group, b"", expires, NO_OPTIONS, kept)
         return position_of(group, found[-1])
 
     def _kept_of(self, group: str) -> Kept:

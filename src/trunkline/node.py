@@ -598,9 +598,9 @@ class Node:
         envelope = self._seal.open(frame)
         if envelope.kind != REMEMBERED:
             return decode(envelope.body, self._settings.codec), envelope
-        place, body = self._history.split(envelope.body)
-        message = decode(body, self._settings.codec)
-        message["position"] = position_of(envelope.address, Event(place, body, envelope.expires))
+        event = self._history.event(envelope)
+        message = decode(event.body, self._settings.codec)
+        message["position"] = position_of(envelope.address, event)
         return message, envelope
 
     async def put_back(self, channel: str, message: Message) -> None:

@@ -240,14 +240,19 @@ class Transport(ABC):
 
     # History: a power declared by "history" in ``features``.
 
-    async def remember(self, topic: str, frame: bytes, size: int, seconds: float) -> int:
+    async def remember(
+        self, topic: str, frame: bytes, mark: str, size: int, seconds: float
+    ) -> tuple[int, str]:
         """Append the frame to the topic's history, which is not published.
 
         The newest ``size`` frames are kept, each for at least ``seconds``; the newest one always, for a day longer.
 
+        Args:
+            mark: A few characters that stand for the frame.
+
         Returns:
-            Its place: 1, 2, 3 …, without a hole, in the same order for all nodes. Places begin anew only when
-            everything was lost, flushed or forgotten.
+            Its place, 1, 2, 3 …, without a hole, in the same order for all nodes, and the mark of the frame before it
+            ("" without one). Places begin anew only when everything was lost, flushed or forgotten.
         """
         raise NotImplementedError(f"{type(self).__name__} has no history")
 

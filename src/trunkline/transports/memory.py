@@ -125,8 +125,8 @@ class _Hub:
         self.bindings: dict[str, dict[str, tuple[int, float]]] = {}
         self.depths: dict[str, int] = {}
         self.tokens = itertools.count(1)
-        #: What each topic remembers, as (place, end of its time, frame).
-        self.histories: dict[str, deque[tuple[int, float, bytes]]] = {}
+        #: What each topic remembers, as (place, end of its time, frame, mark).
+        self.histories: dict[str, deque[tuple[int, float, bytes, str]]] = {}
         self.rolls: dict[str, _Roll] = {}
 
     def append(self, queue: str, frame: bytes, capacity: int, ttl: float, now: float) -> bool:
@@ -379,21 +379,23 @@ class MemoryTransport(Transport):
                 queue.put_off.clear()
             self._hub.rolls.clear()
 
-    async def remember(self, topic: str, frame: bytes, size: int, seconds: float) -> int:
+    async def remember(
+        self, topic: str, frame: bytes, mark: str, size: int, seconds: float
+    ) -> tuple[int, str]:
         self._check_open()
         now = self.now()
         with self._hub.lock:
             line = self._hub.histories.setdefault(topic, deque())
-            place = line[-1][0] + 1 if line else 1
-            line.append((place, now + seconds, frame))
+            place, before = (line[-1][0] + 1, line[-1][3]) if line else (1, "")
+            line.append((place, now + seconds, frame, mark))
             while len(line) > size or line[0][1] <= now:
                 line.popleft()
-        return place
+        return place, before
 
     async def recall(self, topic: str, first: int | None, count: int) -> list[tuple[int, bytes]]:
         self._check_open()
         with self._hub.lock:
-            line = [(place, frame) for place, _, frame in self._hub.histories.get(topic, ())]
+            line = [(place, frame) for place, _, frame, _ in self._hub.histories.get(topic, ())]
         if first is None:
             return line[-count:]
         return [pair for pair in line if pair[0] >= first][:count]

@@ -46,7 +46,7 @@ CREATE TABLE binding (
 
 -- What topics remember. The newest row of a topic stays a day longer than its time.
 CREATE TABLE history (
-    topic TEXT, place INTEGER, expires REAL NOT NULL, body BLOB NOT NULL, PRIMARY KEY (topic, place)
+    topic TEXT, place INTEGER, expires REAL NOT NULL, mark TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (topic, place)
 ) WITHOUT ROWID;
 CREATE INDEX history_expiry ON history (expires);
 

@@ -402,17 +402,20 @@ class Store:
 
     # History
 
-    def remember(self, topic: str, body: bytes, size: int, seconds: float) -> int:
-        """Append to what a topic remembers; returns the place."""
+    def remember(self, topic: str, body: bytes, mark: str, size: int, seconds: float) -> tuple[int, str]:
+        """Append to what a topic remembers; returns the place, and the mark of the row before it."""
         now = time.time()
-        place: int = 1 + (self._one("SELECT max(place) FROM history WHERE topic = ?", topic) or 0)
+        newest = self._do(
+            "SELECT place, mark FROM history WHERE topic = ? ORDER BY place DESC LIMIT 1", (topic,)
+        ).fetchone()
+        place, before = (newest[0] + 1, newest[1]) if newest else (1, "")
         self._bytes += len(body)
-        self._do("INSERT INTO history VALUES (?, ?, ?, ?)", (topic, place, now + seconds, body))
+        self._do("INSERT INTO history VALUES (?, ?, ?, ?, ?)", (topic, place, now + seconds, mark, body))
         self._do(
             "DELETE FROM history WHERE topic = ? AND (place <= ? OR (expires <= ? AND place < ?))",
             (topic, place - size, now, place),
         )
-        return place
+        return place, before
 
     def recall(self, topic: str, first: int | None, count: int) -> list[tuple[int, bytes]]:
         """What a topic remembers from a place on, or the newest of it, oldest first."""

@@ -245,15 +245,17 @@ class EmbeddedTransport(EmbeddedNode):
 
     # History
 
-    async def remember(self, topic: str, frame: bytes, size: int, seconds: float) -> int:
+    async def remember(
+        self, topic: str, frame: bytes, mark: str, size: int, seconds: float
+    ) -> tuple[int, str]:
         self._check_size(frame)
 
         def work(store: Store) -> After:
-            place = store.remember(topic, frame, size, seconds)
-            return lambda: place
+            placed = store.remember(topic, frame, mark, size, seconds)
+            return lambda: placed
 
-        place: int = await self._writer.write(work)
-        return place
+        placed: tuple[int, str] = await self._writer.write(work)
+        return placed
 
     async def recall(self, topic: str, first: int | None, count: int) -> list[tuple[int, bytes]]:
         self._check_open()

@@ -197,22 +197,30 @@ class Post(Op):
 class Remember(Op):
     """Append to what a topic remembers."""
 
-    __slots__ = ("_frame", "_keys", "_seconds", "_size")
+    __slots__ = ("_frame", "_keys", "_mark", "_seconds", "_size")
 
     #: Milliseconds that the server knows what it appended for us; longer than any command can be late.
     _MEMORY_MS = 600_000
 
     def __init__(
-        self, outbox: Outbox, keys: tuple[bytes, ...], frame: bytes, size: int, seconds: float, ttl: float
+        self,
+        outbox: Outbox,
+        keys: tuple[bytes, ...],
+        frame: bytes,
+        mark: str,
+        size: int,
+        seconds: float,
+        ttl: float,
     ) -> None:
         super().__init__(outbox, None, b"", ttl)
-        self._keys, self._frame, self._size, self._seconds = keys, frame, size, seconds
+        self._keys, self._frame, self._mark, self._size, self._seconds = keys, frame, mark, size, seconds
 
     def commands(self) -> bytes | list[bytes]:
         pack_all = pack if len(self._frame) < LARGE else pack_large
         return pack_all(
             b"EVALSHA", self.outbox.dialect.sha(REMEMBER), 2, *self._keys,
-            self.seq, self.outbox.sender.floor, self._frame, self._size, str(self._seconds), self._MEMORY_MS,
+            self.seq, self.outbox.sender.floor, self._frame, self._mark, self._size, str(self._seconds),
+            self._MEMORY_MS,
         )  # fmt: skip
 
 

@@ -432,15 +432,17 @@ class RedisTransport(Transport):
 
     # -- history
 
-    async def remember(self, topic: str, frame: bytes, size: int, seconds: float) -> int:
+    async def remember(
+        self, topic: str, frame: bytes, mark: str, size: int, seconds: float
+    ) -> tuple[int, str]:
         link = self._write(topic)
         if not link.met:
             await link.meet()
         keys = link.names.history_keys(topic, link.sid)
-        op = Remember(link.outbox, keys, frame, size, seconds, self._expiry)
+        op = Remember(link.outbox, keys, frame, mark, size, seconds, self._expiry)
         link.outbox.submit(op)
-        place: int = await op.future
-        return place
+        place, before = await op.future
+        return place, before.decode()
 
     async def recall(self, topic: str, first: int | None, count: int) -> list[tuple[int, bytes]]:
         link = self._write(topic)
