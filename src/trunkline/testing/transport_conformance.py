@@ -426,6 +426,84 @@ class TransportConformance(RecordConformance):
         async with asyncio.timeout(self.patience):
             assert await a.transport.pull(queue) == b"later"
 
+    # History
+
+    async def rememberers(self, count: int) -> list[Peer]:
+        peers = await self.peers(count)
+        if "history" not in peers[0].transport.features:
+            raise NotOffered(f"{type(peers[0].transport).__name__} has no history")
+        return peers
+
+    @promise
+    async def test_what_is_remembered_has_places(self) -> None:
+        """Every remembered frame has the next place, whoever appends it, and learns the mark of the one before."""
+        a, b = await self.rememberers(2)
+        topic = self.fresh("topic")
+        assert await a.transport.recall(topic, None, 5) == []
+        before = ""
+        for number, frame in enumerate(_numbered(0, 12)):
+            transport = (a, b)[number % 2].transport
+            assert await transport.remember(topic, frame, f"m{number}", 100, TTL) == (number + 1, before)
+            before = f"m{number}"
+        line = list(enumerate(_numbered(0, 12), 1))
+        for peer in (a, b):
+            assert await peer.transport.recall(topic, None, 5) == line[-5:]
+            assert await peer.transport.recall(topic, None, 100) == line
+            assert await peer.transport.recall(topic, 4, 3) == line[3:6]
+            assert await peer.transport.recall(topic, 13, 3) == []
+        assert await a.transport.recall(self.fresh("other"), None, 5) == []
+        assert a.frames == b.frames == []
+
+    @promise
+    async def test_places_are_given_once(self) -> None:
+        """Nodes that append at the same time share the places among them: none twice, none left out."""
+        peers = await self.rememberers(3)
+        topic = self.fresh("topic")
+        frames = [_numbered(number * 100, 40) for number in range(3)]
+        work = [
+            peer.transport.remember(topic, frame, "m", 1000, TTL)
+            for peer, mine in zip(peers, frames, strict=True)
+            for frame in mine
+        ]
+        placed = await asyncio.gather(*work)
+        assert sorted(place for place, _ in placed) == list(range(1, 121))
+        line = dict(await peers[0].transport.recall(topic, 1, 1000))
+        assert [line[place] for place, _ in placed] == [frame for mine in frames for frame in mine]
+
+    @promise
+    async def test_a_history_is_bounded(self) -> None:
+        """The newest ``size`` frames stay; older than ``seconds`` goes when a new one comes; the newest always stays."""
+        (a,) = await self.rememberers(1)
+        topic, short = self.fresh("topic"), self.fresh("short")
+        for frame in _numbered(0, 10):
+            await a.transport.remember(topic, frame, "m", 4, TTL)
+        assert await a.transport.recall(topic, 1, 100) == list(enumerate(_numbered(6, 4), 7))
+        for frame in _numbered(0, 3):
+            await a.transport.remember(short, frame, "m", 100, 1)
+        await asyncio.sleep(2.2)  # a broker may count whole seconds
+        assert (await a.transport.recall(short, None, 1)) == [(3, b"000002")]
+        await a.transport.remember(short, b"new", "m", 100, 1)
+        assert await a.transport.recall(short, 1, 100) == [(4, b"new")]
+
+    @promise
+    async def test_flush_forgets_history(self) -> None:
+        """After a flush nothing is remembered, and places begin anew."""
+        a, b = await self.rememberers(2)
+        topic = self.fresh("topic")
+        await a.transport.remember(topic, b"x", "m", 10, TTL)
+        await b.transport.flush()
+        assert await a.transport.recall(topic, None, 10) == []
+        assert await a.transport.remember(topic, b"y", "m", 10, TTL) == (1, "")
+
+    @promise
+    async def test_history_survives_its_senders(self) -> None:
+        """What is remembered stays when the nodes that appended it are gone; a large frame too."""
+        a, b = await self.rememberers(2)
+        topic, large = self.fresh("topic"), bytes(range(256)) * 4096
+        await a.transport.remember(topic, large, "m", 10, TTL)
+        await a.transport.close()
+        assert await b.transport.recall(topic, 1, 10) == [(1, large)]
+
     # Leases
 
     async def lessors(self, count: int) -> list[Peer]:
