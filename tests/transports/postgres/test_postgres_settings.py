@@ -237,14 +237,19 @@ async def test_the_tables_stay_small(postgres: Postgres, prefix: str) -> None:
         await transport.publish("topic", b"%d" % number, 0.1)
         await transport.push("queue", b"%d" % number, 100, 0.1)
     await transport.bind("topic", "queue", 10, 0.1)
+    await transport.push_later("queue", b"x", 10, 0.01, 0.01)
+    assert await transport.remember("topic", b"x", 10, 0.01) == 1
     await transport.close()
     import asyncpg
 
     admin = await asyncpg.connect(postgres.url)
-    await admin.execute(f'UPDATE "{schema}".frames SET until = 0; UPDATE "{schema}".depths SET seen = 0')
+    await admin.execute(
+        f'UPDATE "{schema}".frames SET until = 0; UPDATE "{schema}".history SET until = 0; '
+        f'UPDATE "{schema}".depths SET seen = 0'
+    )
     await asyncio.sleep(0.2)
     assert await admin.fetchval(f'SELECT "{schema}".sweep_1(8000, 1000000)') == 0
-    for table in ("frames", "queues", "depths", "bindings", "nodes", "readers"):
+    for table in ("frames", "queues", "depths", "bindings", "nodes", "readers", "later", "history"):
         assert await admin.fetchval(f'SELECT count(*) FROM "{schema}".{table}') == 0, table
     await admin.execute(f'DROP SCHEMA "{schema}" CASCADE')
     await admin.close()

@@ -58,6 +58,8 @@ class Kind(enum.IntEnum):
     HOLD = 13
     SETTLE = 14
     LATER = 15
+    REMEMBER = 16
+    RECALL = 17
 
 
 class Op(Sent):

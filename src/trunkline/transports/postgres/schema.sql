@@ -58,6 +58,16 @@ CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.later (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
 CREATE INDEX IF NOT EXISTS later_due ON {schema}.later (area, queue, due);
 
+-- What topics remember, by place.
+CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.history (
+    topic bytea NOT NULL,
+    place bigint NOT NULL,
+    area bigint NOT NULL,
+    until bigint NOT NULL,
+    data bytea NOT NULL,
+    PRIMARY KEY (topic, place)
+) WITH (autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 2000);
+
 -- For a channel: the posts that wait on it. For a queue (name '<queue> '): not less than the frames in it.
 CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.depths (
     area bigint NOT NULL,
@@ -166,7 +176,7 @@ $$;
 -- Do a batch of operations once, however often it is sent: `number` is counted by its sender, who sends one at a time.
 -- No answer (clock is null): the server does not know this node.
 -- Kinds: 0 nothing, 1 publish, 2 post, 3 push, 4 take, 5 stop waiting, 6 give back, 7 taken, 8 wait on the channel,
--- 9 bind, 10 unbind, 11 flush, 12 undo a lease, 13 hold, 14 settle, 15 put off.
+-- 9 bind, 10 unbind, 11 flush, 12 undo a lease, 13 hold, 14 settle, 15 put off, 16 remember, 17 recall.
 -- Codes: 0 done, 1 full, 2 no such node or lease, 3 it waits for a wake.
 CREATE OR REPLACE FUNCTION {schema}.write_1(
     me bytea, number bigint, mine bigint, life bigint,
@@ -206,7 +216,7 @@ BEGIN
     -- Whoever counts holds the lock of what it counts; locks are taken in order, so nobody waits in a circle.
     FOR bucket IN
         SELECT hashtext(o.name) & 31 FROM unnest(kinds, names) o(kind, name) 
-            WHERE o.kind BETWEEN 2 AND 8 OR o.kind BETWEEN 12 AND 15
+            WHERE o.kind BETWEEN 2 AND 8 OR o.kind BETWEEN 12 AND 16
         UNION SELECT hashtext(b.queue) & 31 FROM {schema}.bindings b WHERE b.topic = ANY (bound)
         UNION SELECT every FROM generate_series(0, 31) every WHERE 11 = ANY (kinds)
         ORDER BY 1
@@ -386,7 +396,28 @@ BEGIN
                 PERFORM {schema}.wake_1(mine, op.name);
             END IF;
 
+        ELSIF op.kind = 16 THEN
+            SELECT coalesce(max(h.place), 0) + 1 INTO token FROM {schema}.history h WHERE h.topic = op.topic;
+            INSERT INTO {schema}.history (topic, place, area, until, data)
+            VALUES (op.topic, token, mine, clock + op.ttl, op.data);
+            DELETE FROM {schema}.history h
+            WHERE h.topic = op.topic AND h.place < token AND (h.place <= token - op.number OR h.until <= clock);
+            places := places || op.place::integer;
+            extras := extras || int8send(token);
+
+        ELSIF op.kind = 17 THEN
+            FOR it IN
+                SELECT * FROM (
+                    SELECT h.place, h.data FROM {schema}.history h WHERE h.topic = op.topic AND h.place >= op.ttl
+                    ORDER BY CASE WHEN op.ttl = 0 THEN -h.place ELSE h.place END LIMIT op.number
+                ) chosen ORDER BY chosen.place
+            LOOP
+                places := places || op.place::integer;
+                extras := extras || (int8send(it.place) || it.data);
+            END LOOP;
+
         ELSIF op.kind = 11 THEN
+            DELETE FROM {schema}.history h WHERE h.area = mine;
             DELETE FROM {schema}.later l WHERE l.area = mine;
             DELETE FROM {schema}.frames f WHERE f.area = mine;
             DELETE FROM {schema}.queues q WHERE q.area = mine;
@@ -443,6 +474,11 @@ BEGIN
         END IF;
         DELETE FROM {schema}.queues WHERE id IN (
             SELECT q.id FROM {schema}.queues q WHERE q.until <= clock FOR UPDATE SKIP LOCKED
+        );
+        -- The newest stays a day longer, so that places go on.
+        DELETE FROM {schema}.history h WHERE h.until <= clock AND (
+            h.until <= clock - 86400000
+            OR h.place < (SELECT max(n.place) FROM {schema}.history n WHERE n.topic = h.topic)
         );
         DELETE FROM {schema}.later WHERE token IN (
             SELECT l.token FROM {schema}.later l WHERE l.due + l.ttl <= clock FOR UPDATE SKIP LOCKED

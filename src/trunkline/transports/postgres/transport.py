@@ -74,7 +74,7 @@ class PostgresTransport(Transport):
         ConfigurationError: A setting is wrong, or no driver is installed.
     """
 
-    features: ClassVar[frozenset[str]] = frozenset({"leases"})
+    features: ClassVar[frozenset[str]] = frozenset({"history", "leases"})
     url_keys = _URL_KEYS
 
     def __init__(
@@ -285,6 +285,24 @@ class PostgresTransport(Transport):
     async def unbind(self, topic: str, queue: str) -> None:
         op = Op(Kind.UNBIND, queue, wire=self._names.topic(topic), expires=self._expiry)
         await self._open().outbox.submit(op).future
+
+    # -- history
+
+    async def remember(self, topic: str, frame: bytes, size: int, seconds: float) -> int:
+        wire = self._names.topic(topic)
+        op = Op(
+            Kind.REMEMBER, topic, wire=wire, body=frame, number=size, ttl=_ms(seconds), expires=self._expiry
+        )
+        _, (place,) = await self._open().outbox.submit(op).future
+        return int.from_bytes(place, "big")
+
+    async def recall(self, topic: str, first: int | None, count: int) -> list[tuple[int, bytes]]:
+        # From place 0 on, which there is none: the newest.
+        after = 0 if first is None else max(first, 1)
+        wire = self._names.topic(topic)
+        op = Op(Kind.RECALL, topic, wire=wire, number=count, ttl=after, expires=self._expiry)
+        _, entries = await self._open().outbox.submit(op).future
+        return [(int.from_bytes(entry[:8], "big"), entry[8:]) for entry in entries]
 
     async def flush(self) -> None:
         op = Op(Kind.FLUSH, wire=self._names.news, expires=self._expiry)
