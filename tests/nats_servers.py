@@ -34,9 +34,16 @@ class NatsServer:
     """One server; ``config`` is added to its configuration file."""
 
     def __init__(
-        self, directory: Path, *, config: str = "", jetstream: bool = True, start: bool = True
+        self,
+        directory: Path,
+        *,
+        config: str = "",
+        jetstream: bool = True,
+        max_payload: str = "8MB",
+        start: bool = True,
     ) -> None:
         self.directory = directory
+        self.max_payload = max_payload
         self.config = config
         self.jetstream = jetstream
         self.port = free_port()
@@ -52,7 +59,9 @@ class NatsServer:
     def launch(self) -> None:
         """Start it, without waiting until it answers."""
         store = f'jetstream {{ store_dir: "{self.directory}/store", max_file: 1G, max_mem: 256M }}\n'
-        text = f'host: "127.0.0.1"\nport: {self.port}\nmax_payload: 8MB\n' + (store if self.jetstream else "")
+        text = f'host: "127.0.0.1"\nport: {self.port}\nmax_payload: {self.max_payload}\n' + (
+            store if self.jetstream else ""
+        )
         (self.directory / "nats.conf").write_text(text + self.config)
         command = [binary() or "nats-server", "-c", str(self.directory / "nats.conf")]
         with open(self.directory / "log", "ab") as log:

@@ -40,7 +40,7 @@ async def examine(access: Access, prefix: str, *, deadline: float, recover: bool
     """Examine the server that answers first."""
     node = new_node()
 
-    async def greet() -> None:
+    async def greet(first: bool) -> None:
         """A patient is not asked for anything before it is examined."""
 
     subjects = Subjects(prefix, node)

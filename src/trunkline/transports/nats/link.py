@@ -15,7 +15,7 @@ import random
 import struct
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
@@ -110,7 +110,7 @@ class Link:
         recover: bool,
         retention: float,
         deadline: float,
-        greet: Callable[[], Awaitable[None]],
+        greet: Callable[[bool], Coroutine[Any, Any, None]],
         delivered: Callable[[bytes, bytes, bytes, bytes], None],
         control: Callable[[bytes, bytes], None],
         resumed: Callable[[], None],
@@ -140,6 +140,7 @@ class Link:
         self.clustered = False
         self.max_payload = 1 << 20
         self.up = False
+        self._was_up = False
         self.met = False
         self._closed = False
         self._trouble: BaseException | str = "no answer yet"
@@ -181,7 +182,9 @@ class Link:
         self._alive_ms = 0
         self._ponged_at = 0.0
         self._reading: asyncio.Task[None] | None = None
+        self._greeting: asyncio.Task[None] | None = None
         self._readings = 0
+        self._one_reading = asyncio.Lock()
         self._read_page: asyncio.Future[int] | None = None
         self._read_count = self._read_left = 0
         self._behind: list[asyncio.Future[None]] = []
@@ -212,7 +215,7 @@ class Link:
             except (TransportUnavailable, TimeoutError):
                 log.info("%s was gone before we could say good-bye", self.access.address)
         self._closed = True
-        tasks = [task for task in (self._task, self._reading) if task is not None]
+        tasks = [task for task in (self._task, self._reading, self._greeting) if task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -222,7 +225,7 @@ class Link:
 
     def abandon(self) -> None:
         self._closed = True
-        for task in (self._task, self._reading):
+        for task in (self._task, self._reading, self._greeting):
             if task is not None:
                 task._log_destroy_pending = False  # type: ignore[attr-defined] # it ends here, and that is meant
         if self.wire is not None:
@@ -262,7 +265,7 @@ class Link:
                 # Whatever it is, a link that stops trying is an outage without end.
                 log.exception("unexpected trouble with %s, connecting anew", self.access.address)
                 self._trouble = error
-            was_up = self.up
+            was_up, self._was_up = self._was_up, False
             self._interrupt()
             await self._hang_up()
             if was_up:
@@ -301,9 +304,10 @@ class Link:
             await subscribed.future
             if self._refusals:
                 raise self._refusal(self._refusals[0])
-            await self._greet()
+            if first:
+                await self._greet(True)
         self._urgent = []
-        self.up = self.met = True
+        self.up = self.met = self._was_up = True
         self._alive_ms = int(self.now() * 1000)
         self._resume()
         self._resumed()
@@ -316,7 +320,18 @@ class Link:
                 None, "the connection to NATS was lost for a moment; recover=True would have caught up"
             )
         self._read_log()
+        self._greeting = self.loop.create_task(self._greet_again(), name="trunkline nats greeting")
         self._on_reconnect(self.access.address)
+
+    async def _greet_again(self) -> None:
+        # Messages flow meanwhile: a cluster that lost a server takes seconds until JetStream answers.
+        while True:
+            try:
+                await self._greet(False)
+                return
+            except (TransportUnavailable, ConfigurationError, TimeoutError) as error:
+                log.info("JetStream at %s is not ready: %s", self.access.address, error)
+            await asyncio.sleep(0.25)
 
     def _interrupt(self) -> None:
         self.up = False
@@ -326,6 +341,8 @@ class Link:
         if self._reading is not None:
             self._reading.cancel()
             self._reading = None
+        if self._greeting is not None:
+            self._greeting.cancel()
 
     def _watch(self) -> None:
         """Signs of life, operations without an answer, what has waited for its whole life."""
@@ -879,6 +896,10 @@ class Link:
         Raises:
             TransportUnavailable: It cannot be read at the moment.
         """
+        async with self._one_reading:
+            await self._read_stream(stream, filters, since, now)
+
+    async def _read_stream(self, stream: str, filters: list[str], since: datetime | None, now: bool) -> None:
         self._readings += 1
         name = f"{self.subjects.answers.rpartition(b'.')[2].decode()}-{self._readings}"
         start = {"deliver_policy": "all"}
@@ -898,7 +919,11 @@ class Link:
         while left > 0:
             self._read_page = self.loop.create_future()
             self._read_count, self._read_left = min(left, _ENTRIES), 0
-            ask = b'{"batch":%d,"no_wait":true}' % self._read_count
+            # A page is small, or the server would take us for a slow consumer and hang up.
+            ask = b'{"batch":%d,"max_bytes":%d,"no_wait":true}' % (
+                self._read_count,
+                self.max_payload + (64 << 10),
+            )
             self.say(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}".encode(), ask, self.subjects.log)
             async with asyncio.timeout(self.deadline):
                 left = await self._read_page
@@ -909,7 +934,8 @@ class Link:
         if page is None or page.done():
             return
         if not reply.startswith(b"$JS.ACK."):
-            page.set_result(0)
+            # 409: the page has as many bytes as it may; what is left comes with the next.
+            page.set_result(self._read_left if _status(header) == 409 else 0)
             return
         words = reply.split(b".")
         number, stamp, left = (
@@ -920,8 +946,9 @@ class Link:
         else:
             self._control(subject, payload)
         self._read_count -= 1
+        self._read_left = int(left)
         if self._read_count == 0 or left == b"0":
-            page.set_result(int(left))
+            page.set_result(self._read_left)
 
 
 def _raise(future: asyncio.Future[Any], error: Exception) -> None:

@@ -81,8 +81,8 @@ class Queues:
 
     # -- push
 
-    async def ensure(self) -> None:
-        """Make the stream unless it is there.
+    async def ensure(self, ttl: float) -> None:
+        """Make the stream unless it is there, for so many seconds.
 
         Raises:
             ConfigurationError: The server has no JetStream.
@@ -96,13 +96,13 @@ class Queues:
             "max_bytes": -1, "max_age": int((self._expiry + 5) * 1e9), "storage": self._storage,
             "num_replicas": self._replicas, "duplicate_window": int(min(self._expiry, 60) * 1e9), "allow_direct": False,
         }  # fmt: skip
-        await make_stream(self._link, config)
+        await make_stream(self._link, config, ttl)
         self._exists = True
 
     async def push(self, queue: str, frame: bytes, capacity: int, ttl: float) -> None:
         link = self._link
-        await self.ensure()
         until = link.loop.time() + ttl
+        await self.ensure(ttl)
         root = self._subjects.queue(queue)
         body = _EXPIRES.pack(int((link.now() + ttl) * 1000)) + frame
         while True:
@@ -116,7 +116,7 @@ class Queues:
                 return
             if header:
                 self._exists = False  # somebody deleted the stream, or the server forgot it
-                await self.ensure()
+                await self.ensure(left)
             elif b"%d" % _STORE_FAILED not in answer:
                 raise unavailable(link.access, f"JetStream: {answer.decode()}")
             elif not await self._find_room(queue, root, capacity):
@@ -245,7 +245,7 @@ class Queues:
         try:
             while not reader.exists:
                 try:
-                    await self.ensure()
+                    await self.ensure(self._link.deadline)
                     ask = {"stream_name": stream, "config": config, "action": ""}
                     made = await self._link.api(
                         f"CONSUMER.CREATE.{stream}.{name}.{config['filter_subject']}", ask
@@ -389,7 +389,7 @@ class Queues:
             await asyncio.wait(tasks)
 
 
-async def make_stream(link: Link, config: dict[str, Any], *, now: bool = False) -> dict[str, Any]:
+async def make_stream(link: Link, config: dict[str, Any], ttl: float, *, now: bool = False) -> dict[str, Any]:
     """Make a stream, or find it made; returns what the server says of it.
 
     Raises:
@@ -398,9 +398,14 @@ async def make_stream(link: Link, config: dict[str, Any], *, now: bool = False) 
     """
     name = config["name"]
     wanted = config["num_replicas"] or (3 if link.clustered else 1)
-    until = link.loop.time() + 2 * link.deadline
+    until = link.loop.time() + ttl
     while True:
-        made = await link.api(f"STREAM.CREATE.{name}", {**config, "num_replicas": wanted}, now=now)
+        try:
+            made = await link.api(f"STREAM.CREATE.{name}", {**config, "num_replicas": wanted}, now=now)
+        except TransportUnavailable:
+            if now or link.loop.time() > until:
+                raise
+            continue
         error = made.get("error")
         if error is None:
             return made

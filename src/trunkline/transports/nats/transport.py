@@ -99,6 +99,8 @@ class NatsTransport(Transport):
         self._queues: Queues | None = None
         #: Topic -> queue -> (capacity, deadline).
         self._bound: dict[str, dict[str, tuple[int, float]]] = {}
+        #: The same while it is read anew.
+        self._loading: dict[str, dict[str, tuple[int, float]]] | None = None
         self._jetstream = True
 
     @classmethod
@@ -151,18 +153,19 @@ class NatsTransport(Transport):
             await self.close()
             raise
 
-    async def _greet(self) -> None:
+    async def _greet(self, first: bool) -> None:
         """Learn the time and the bindings from JetStream, and see that the log is there."""
         link = self._live()
         asked = time.monotonic()
         try:
             config = self._stream(self._subjects.bindings_stream, "b", {"max_msgs_per_subject": 1})
-            made = await make_stream(link, config, now=True)
+            made = await make_stream(link, config, self._deadline, now=first)
             if self._recover:
                 # Frames of a log are read for as long as they are of interest.
                 age = int((self._expiry + _MARGIN) * 1e9)
                 limits = {"max_age": age, "duplicate_window": min(age, 2_000_000_000)}
-                await make_stream(link, self._stream(self._subjects.topics_stream, "t", limits), now=True)
+                topics = self._stream(self._subjects.topics_stream, "t", limits)
+                await make_stream(link, topics, self._deadline, now=first)
         except ConfigurationError:
             if self._recover:
                 raise
@@ -171,12 +174,15 @@ class NatsTransport(Transport):
         self._jetstream = True
         if "ts" in made:
             took = time.monotonic() - asked
-            link.set_clock(datetime.fromisoformat(_micro(made["ts"])).timestamp(), min(took, 0.05))
-        self._bound.clear()
-        if made.get("state", {}).get("messages"):
-            await link.read_stream(
-                self._subjects.bindings_stream, [f"{self._subjects.root}.b.>"], None, now=True
-            )
+            link.set_clock(datetime.fromisoformat(_micro(made["ts"])).timestamp(), max(took, 0.05))
+        self._loading = {}
+        try:
+            if made.get("state", {}).get("messages"):
+                everything = [f"{self._subjects.root}.b.>"]
+                await link.read_stream(self._subjects.bindings_stream, everything, None, now=first)
+            self._bound = self._loading
+        finally:
+            self._loading = None
 
     def _stream(self, name: str, kind: str, limits: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -291,7 +297,7 @@ class NatsTransport(Transport):
         answer, header = await link.request(subject, told, ttl=min(ttl, 2 * self._deadline))
         if header or b'"error"' in answer:
             config = self._stream(self._subjects.bindings_stream, "b", {"max_msgs_per_subject": 1})
-            await make_stream(link, config)
+            await make_stream(link, config, self._deadline)
             await link.request(subject, told)
 
     def _told(self, subject: bytes, payload: bytes) -> None:
@@ -304,13 +310,14 @@ class NatsTransport(Transport):
             topic, queue, capacity, until = json.loads(payload)
         except ValueError:
             return
-        if until:
-            self._bound.setdefault(topic, {})[queue] = capacity, until
-        else:
-            queues = self._bound.get(topic, {})
+        for bound in (self._bound,) if self._loading is None else (self._bound, self._loading):
+            if until:
+                bound.setdefault(topic, {})[queue] = capacity, until
+                continue
+            queues = bound.get(topic, {})
             queues.pop(queue, None)
             if not queues:
-                self._bound.pop(topic, None)
+                bound.pop(topic, None)
 
     async def flush(self) -> None:
         link = self._live()

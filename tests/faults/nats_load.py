@@ -1,0 +1,160 @@
+"""A known load over real NATS nodes, and the account of what came of it: lost, doubled, reordered, told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from trunkline.errors import TransportUnavailable
+from trunkline.names import new_node
+from trunkline.transports.nats import NatsTransport
+
+TTL = 60.0
+
+
+async def eventually(condition: Callable[[], object], timeout: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"did not come true in {timeout} s"
+        await asyncio.sleep(0.01)
+
+
+def unique() -> str:
+    return f"t{uuid.uuid4().hex[:10]}"
+
+
+class Node:
+    """One open transport and all that arrived at it."""
+
+    def __init__(self, url: str, prefix: str, **options: Any) -> None:
+        self.name = new_node()
+        self.frames: list[bytes] = []
+        self.gaps: list[str | None] = []
+        self.disconnects = self.reconnects = 0
+        options = {"deadline": 2.0, "connect_timeout": 20.0, **options}
+        self.transport = NatsTransport(
+            url, prefix=prefix, on_disconnect=self._lost, on_reconnect=self._back, **options
+        )
+
+    def _lost(self) -> None:
+        self.disconnects += 1
+
+    def _back(self) -> None:
+        self.reconnects += 1
+
+    def deliver(self, frame: bytes) -> None:
+        self.frames.append(frame)
+
+    def gap(self, topic: str | None, reason: str) -> None:
+        self.gaps.append(topic)
+
+    async def __aenter__(self) -> Node:
+        await self.transport.open(self.name, self)
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        await self.transport.close()
+
+
+class Load:
+    """Nodes that publish to all topics and post to each other for as long as it runs."""
+
+    def __init__(self, nodes: list[Node], topics: int = 4) -> None:
+        self.nodes = nodes
+        self.topics = [f"topic.{n}" for n in range(topics)]
+        self.sent: dict[str, list[bytes]] = {node.name: [] for node in nodes}
+        self.failed: list[BaseException] = []
+        self.gone = 0
+        self._stop = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Load:
+        for node in self.nodes:
+            for topic in self.topics:
+                await node.transport.subscribe(topic)
+        self._tasks = [asyncio.create_task(self._send(i, node)) for i, node in enumerate(self.nodes)]
+        return self
+
+    async def _send(self, number: int, node: Node) -> None:
+        count = 0
+        others = [other for other in self.nodes if other is not node]
+        while not self._stop:
+            calls = []
+            for topic in self.topics:
+                count += 1
+                frame = b"%d:%07d:%b" % (number, count, topic.encode())
+                calls.append(self._one(node.transport.publish(topic, frame, TTL), frame, self.nodes))
+            for other in others:
+                count += 1
+                frame = b"%d:%07d:post" % (number, count)
+                post = node.transport.post(other.name, "x!1", frame, None, TTL)
+                calls.append(self._one(post, frame, [other]))
+            await asyncio.gather(*calls)
+            await asyncio.sleep(0.01)
+
+    async def _one(self, call: Coroutine[Any, Any, object], frame: bytes, receivers: list[Node]) -> None:
+        try:
+            if await call is False:
+                self.gone += 1
+                return
+        except TransportUnavailable as error:
+            self.failed.append(error)
+            return
+        for receiver in receivers:
+            self.sent[receiver.name].append(frame)
+
+    async def __aexit__(self, *args: object) -> None:
+        self._stop = True
+        await asyncio.gather(*self._tasks)
+
+    def lost(self, node: Node) -> list[bytes]:
+        got = set(node.frames)
+        return [frame for frame in self.sent[node.name] if frame not in got]
+
+    def told(self, node: Node) -> bool:
+        """Whether every loss of published frames was told; posts are told to their sender."""
+        topics = {frame.split(b":")[2].decode() for frame in self.lost(node)}
+        return None in node.gaps or topics <= set(node.gaps)
+
+    @staticmethod
+    def doubled(node: Node) -> int:
+        return len(node.frames) - len(set(node.frames))
+
+    @staticmethod
+    def reordered(node: Node) -> int:
+        """Frames behind a later one of their sender and topic; posts are one topic."""
+        highest: dict[bytes, int] = {}
+        wrong = 0
+        for frame in node.frames:
+            sender, count, topic = frame.split(b":")
+            wrong += int(count) < highest.get(sender + topic, 0)
+            highest[sender + topic] = max(highest.get(sender + topic, 0), int(count))
+        return wrong
+
+    def account(self) -> list[tuple[int, int, int, int, int]]:
+        """Of each node: received, lost, doubled, reordered, times told."""
+        return [
+            (len(node.frames), len(self.lost(node)), self.doubled(node), self.reordered(node), len(node.gaps))
+            for node in self.nodes
+        ]
+
+    async def settle(self, timeout: float = 15.0) -> None:
+        """Wait until nothing is missing, or for so long."""
+        try:
+            await eventually(lambda: not any(self.lost(node) for node in self.nodes), timeout)
+        except AssertionError:
+            pass
+
+    async def check(self) -> None:
+        """Nothing lost, nothing doubled, nothing reordered, nothing told."""
+        await self.settle()
+        account = self.account()
+        assert all(got > 100 for got, *_ in account), f"too little was sent to tell: {account}"
+        assert all(row[1:] == (0, 0, 0, 0) for row in account), (
+            f"received, lost, doubled, reordered, told: {account}"
+        )
+        assert not self.failed, self.failed[:3]
+        assert self.gone == 0
