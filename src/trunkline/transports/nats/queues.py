@@ -39,7 +39,7 @@ _OPEN = 10.0
 _ACK_WAIT = 6.0
 #: Until then an acknowledgement may be repeated: later the frame may be somebody else's.
 _ACK_UNTIL = 5.0
-_STORE_FAILED, _EXISTS, _NO_STREAM = 10077, 10058, 10059
+_EXISTS, _NO_STREAM = 10058, 10059
 
 
 class _Reader:
@@ -81,7 +81,7 @@ class Queues:
 
     # -- push
 
-    async def ensure(self, ttl: float) -> None:
+    async def ensure(self, ttl: float, *, now: bool = False) -> None:
         """Make the stream unless it is there, for so many seconds.
 
         Raises:
@@ -96,7 +96,7 @@ class Queues:
             "max_bytes": -1, "max_age": int((self._expiry + 5) * 1e9), "storage": self._storage,
             "num_replicas": self._replicas, "duplicate_window": int(min(self._expiry, 60) * 1e9), "allow_direct": False,
         }  # fmt: skip
-        await make_stream(self._link, config, ttl)
+        await make_stream(self._link, config, ttl, now=now)
         self._exists = True
 
     async def push(self, queue: str, frame: bytes, capacity: int, ttl: float) -> None:
@@ -105,22 +105,29 @@ class Queues:
         await self.ensure(ttl)
         root = self._subjects.queue(queue)
         body = _EXPIRES.pack(int((link.now() + ttl) * 1000)) + frame
+        slot, mark = 0, b""
         while True:
-            slot = self._slots.get(queue, random.randrange(capacity)) % capacity
-            self._slots[queue] = slot + 1
-            self._pushed += 1
-            mark = b"NATS/1.0\r\nNats-Msg-Id: %b%d\r\n\r\n" % (link.sid.hex().encode(), self._pushed)
+            if not mark:
+                slot = self._slots.get(queue, random.randrange(capacity)) % capacity
+                self._slots[queue] = slot + 1
+                self._pushed += 1
+                # One that is sent again is known by it, and counts once.
+                mark = b"NATS/1.0\r\nNats-Msg-Id: %b%d\r\n\r\n" % (link.sid.hex().encode(), self._pushed)
             left = max(until - link.loop.time(), 0.001)
             answer, header = await link.request(f"{root}.{slot}", body, header=mark, ttl=left)
             if not header and b'"error"' not in answer:
                 return
-            if header:
+            if b"per subject" in answer:
+                if not await self._find_room(queue, root, capacity):
+                    raise ChannelFull(f"{queue} holds {capacity} messages, its capacity")
+                mark = b""
+            elif header:
                 self._exists = False  # somebody deleted the stream, or the server forgot it
                 await self.ensure(left)
-            elif b"%d" % _STORE_FAILED not in answer:
-                raise unavailable(link.access, f"JetStream: {answer.decode()}")
-            elif not await self._find_room(queue, root, capacity):
-                raise ChannelFull(f"{queue} holds {capacity} messages, its capacity")
+            elif link.loop.time() > until:
+                raise unavailable(link.access, f"JetStream: {answer.decode()}", on_its_way=True)
+            else:
+                await asyncio.sleep(0.1)  # it has no leader yet, or has not done it yet
 
     async def _find_room(self, queue: str, root: str, capacity: int) -> bool:
         """Turn to a slot that is free; False when none is."""

@@ -175,6 +175,8 @@ class NatsTransport(Transport):
         if "ts" in made:
             took = time.monotonic() - asked
             link.set_clock(datetime.fromisoformat(_micro(made["ts"])).timestamp(), max(took, 0.05))
+        if first and link.clustered and self._queues is not None:
+            await self._queues.ensure(self._deadline, now=True)  # while the cluster has all its servers
         self._loading = {}
         try:
             if made.get("state", {}).get("messages"):
