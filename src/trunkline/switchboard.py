@@ -234,7 +234,7 @@ class Switchboard:
         box.newest = None
         if what == "latest only":
             return True
-        box.closing = True
+        box.closing, box.capacity = True, 0
         message = {"type": "layer.close", "code": code}
         parcel = Parcel(self._settings.codec.encode(message), float("inf"), False, message)
         box.parcels.appendleft((parcel, True))

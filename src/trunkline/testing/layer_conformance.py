@@ -19,6 +19,8 @@ from asgiref.sync import async_to_sync
 
 from ..errors import (
     ChannelFull,
+    ConfigurationError,
+    HistoryLost,
     InvalidMessage,
     InvalidName,
     LayerClosed,
@@ -929,6 +931,252 @@ class LayerConformance(Kit):
                     return await layer.send(channel, message)
                 except ChannelFull:
                     await asyncio.sleep(0.01)
+
+    # History
+
+    def rememberer(self, **options: Any) -> ChannelLayer:
+        layer = self.layer(**options)
+        if "history" not in layer._first.features:
+            raise NotOffered("its transport has no history")
+        layer = self.layer(history={"room.*": {"size": 50, "seconds": 60}}, **options)
+        assert "history" in layer.extensions
+        return layer
+
+    @promise
+    async def test_history_is_what_members_got(self) -> None:
+        """A group that remembers gives every member, and whoever asks later, the same events in the same order."""
+        a, b, c = (self.rememberer() for _ in range(3))
+        group = "room." + self.fresh("g")
+        start = await a.group_position(group)
+        assert await b.group_position(group) == start
+        assert await c.group_history(group) == []
+        channels = [(layer, await self.member(layer, group)) for layer in (a, b, b)]
+
+        async def send(layer: ChannelLayer, mark: int) -> None:
+            for number in range(15):
+                await layer.group_send(group, {"type": "x", "sender": mark, "n": number})
+
+        await asyncio.gather(send(a, 0), send(b, 1), send(c, 2))
+        got = [[await self.get(layer, channel) for _ in range(45)] for layer, channel in channels]
+        history = await c.group_history(group)
+        assert got == [history] * 3
+        for mark in range(3):
+            assert [event["n"] for event in history if event["sender"] == mark] == list(range(15))
+        for place in (0, 17, 44):
+            since = await b.group_history(group, since=history[place]["position"])
+            assert since == history[place + 1 :]
+        assert await a.group_history(group, since=start, limit=7) == history[:7]
+        assert await a.group_history(group, limit=7) == history[-7:]
+        assert await b.group_position(group) == history[-1]["position"]
+
+    @promise
+    async def test_history_outlives_its_processes(self) -> None:
+        """What a group remembers can be asked for when everybody who sent or got it is gone."""
+        a, b = self.rememberer(), self.rememberer()
+        group = "room." + self.fresh("g")
+        position = await a.group_position(group)
+        await a.group_send(group, {"type": "x", "data": "x" * 100_000})
+        await a.close()
+        (event,) = await b.group_history(group, since=position)
+        assert event["data"] == "x" * 100_000
+
+    @promise
+    async def test_a_lost_position_is_told(self) -> None:
+        """A position too old, of another group, of a flushed or of no history is refused with HistoryLost."""
+        layer = self.rememberer()
+        group, other = "room." + self.fresh("g"), "room." + self.fresh("o")
+        old = await layer.group_position(group)
+        foreign = await layer.group_position(other)
+        for number in range(51):
+            await layer.group_send(group, {"type": "x", "n": number})
+        newest = await layer.group_position(group)
+        assert await layer.group_history(group, since=newest) == []
+        for position in (old, foreign, "junk", f"{newest}0"):
+            await refused(HistoryLost, layer.group_history(group, since=position))
+        await layer.flush()
+        await layer.group_send(group, {"type": "x"})
+        await refused(HistoryLost, layer.group_history(group, since=newest))
+
+    @promise
+    async def test_history_has_its_bounds(self) -> None:
+        """Only groups named in history remember; a message there may not have a position of its own."""
+        layer = self.rememberer()
+        plain = self.fresh("plain")
+        await refused(
+            ConfigurationError, layer.group_history(plain), layer.group_position(plain), naming=plain
+        )
+        await refused(InvalidMessage, layer.group_send("room.a", {"type": "x", "position": 1}))
+        await refused(InvalidMessage, layer.group_history("room.a", limit=0))
+        channel = await self.member(layer, plain)
+        await layer.group_send(plain, {"type": "x", "position": 1})
+        assert await self.get(layer, channel) == {"type": "x", "position": 1}
+
+    @promise
+    async def test_normal_channels_hear_groups_that_remember(self) -> None:
+        """A normal channel in a group that remembers gets the events too, with their positions."""
+        layer = self.rememberer()
+        group = "room." + self.fresh("g")
+        await layer.group_add(group, "queue")
+        await layer.group_send(group, {"type": "x"})
+        assert [await self.get(layer, "queue")] == await layer.group_history(group)
+
+    # Targeted
+
+    @promise
+    async def test_excluded_members_get_nothing(self) -> None:
+        """Members named in exclude are passed over, in every process, normal channels too; nobody else is."""
+        a, b = self.layer(), self.layer()
+        group = self.fresh("g")
+        mine, yours, third = [await self.member(layer, group) for layer in (a, b, b)]
+        await a.group_add(group, "queue")
+        await a.group_send(group, {"type": "all"})
+        await a.group_send(group, {"type": "few"}, exclude=[yours, "queue"])
+        await a.group_send(group, {"type": "one"}, exclude=mine)
+        await a.group_send(group, {"type": "end"})
+        for layer, channel, missing in (
+            (a, mine, {"one"}),
+            (b, yours, {"few"}),
+            (b, third, set()),
+            (a, "queue", {"few"}),
+        ):
+            expected = [kind for kind in ("all", "few", "one", "end") if kind not in missing]
+            assert [(await self.get(layer, channel))["type"] for _ in expected] == expected
+        await refused(InvalidName, a.group_send(group, {"type": "x"}, exclude="a b"))
+
+    @promise
+    async def test_several_groups_are_sent_to_once(self) -> None:
+        """A message to several groups reaches who is in more than one of them once; messages of others do not matter."""
+        a, b = self.layer(), self.layer()
+        groups = [self.fresh("g") for _ in range(3)]
+        both = await self.member(b, *groups[:2])
+        one = await self.member(b, groups[2])
+        none = await self.member(b, self.fresh("other"))
+        for number in range(5):
+            await a.groups_send(groups, {"n": number})
+        await a.groups_send([groups[0], groups[0]], {"n": 5})
+        assert [(await self.get(b, both))["n"] for _ in range(6)] == list(range(6))
+        assert [(await self.get(b, one))["n"] for _ in range(5)] == list(range(5))
+        await self.nothing(b, both, one, none)
+        await a.groups_send([], {"n": 6})
+        await refused(InvalidName, a.groups_send([groups[0], "a b"], {"n": 7}))
+        await self.nothing(b, both)
+
+    @promise
+    async def test_an_id_is_taken_once(self) -> None:
+        """A message sent again with the same id is delivered once; another address or another id is another message."""
+        a, b = self.layer(), self.layer()
+        group, other = self.fresh("g"), self.fresh("o")
+        mine, yours = await self.member(a, group), await self.member(b, group, other)
+        for layer in (a, b, a):
+            await layer.group_send(group, {"type": "once"}, id="order 1")
+            await layer.send(yours, {"type": "direct"}, id="order 1")
+        await a.group_send(other, {"type": "other"}, id="order 1")
+        await a.group_send(group, {"type": "end"}, id="order 2")
+        assert [(await self.get(a, mine))["type"] for _ in range(2)] == ["once", "end"]
+        kinds = sorted([(await self.get(b, yours))["type"] for _ in range(4)])
+        assert kinds == ["direct", "end", "once", "other"]
+        await self.nothing(a, mine)
+        await self.nothing(b, yours)
+        await refused(
+            InvalidMessage, a.send("queue", {"type": "x"}, id="1"), a.send(yours, {"type": "x"}, id="")
+        )
+        # What was not delivered again does not count either.
+        small = self.layer(capacity=3)
+        channel = await small.new_channel()
+        for _ in range(20):
+            await a.send(channel, {"type": "x"}, id="again")
+        await self.get(small, channel)
+
+    @promise
+    async def test_many_at_once(self) -> None:
+        """send_many and group_send_many send all in order, and say of each what became of it."""
+        a, b = self.layer(), self.layer(capacity=3)
+        group = self.fresh("g")
+        one, two = await self.member(b, group), await b.new_channel()
+        outcome = await a.send_many(
+            [(one, {"n": 0}), ("a b", {"n": 1}), (two, {"n": 2}), (one, {"n": object()}), (one, {"n": 3})]
+        )
+        assert [type(each) for each in outcome] == [
+            type(None),
+            InvalidName,
+            type(None),
+            InvalidMessage,
+            type(None),
+        ]
+        assert await a.group_send_many([(group, {"n": 4}), (group, {"n": 5})]) == [None, None]
+        assert [(await self.get(b, one))["n"] for _ in range(3)] == [0, 3, 4]
+        assert (await self.get(b, two))["n"] == 2
+
+    # Overflow
+
+    @promise
+    async def test_overflow_policies(self) -> None:
+        """A full channel drops what is new, what is oldest or all but the newest, as its pattern says; each is counted."""
+        options: dict[str, Any] = {
+            "capacity": 3,
+            "overflow": {"oldest.*": "drop oldest", "latest.*": "latest only", "newest.*": "drop newest"},
+        }
+        sender, layer = self.layer(), self.layer(**options)
+        group = self.fresh("g")
+        expected = {"plain": [0, 1, 2], "newest": [0, 1, 2], "oldest": [4, 5, 6], "latest": [6]}
+        channels = {}
+        for prefix in expected:
+            channels[prefix] = await layer.new_channel(prefix)
+            await layer.group_add(group, channels[prefix])
+        with _Quiet():
+            for number in range(7):
+                await sender.group_send(group, {"n": number})
+            last = await self.member(layer, self.fresh("fence"))
+            await sender.send(last, {"type": "fence"})
+            await self.get(layer, last)
+        for prefix, numbers in expected.items():
+            assert [(await self.get(layer, channels[prefix]))["n"] for _ in numbers] == numbers, prefix
+            await self.nothing(layer, channels[prefix])
+        missed = {name: pattern.missed for name, pattern in layer.stats().patterns.items() if pattern.missed}
+        assert missed == {"plain.*": 4, "newest.*": 4, "oldest.*": 4, "latest.*": 2}
+
+    @promise
+    async def test_direct_messages_survive_an_overflow(self) -> None:
+        """Whatever a full channel drops, it is never a message that was sent to the channel itself."""
+        layer = self.layer(capacity=2, overflow={"*": "latest only"})
+        group = self.fresh("g")
+        channel = await self.member(layer, group)
+        await layer.send(channel, {"n": "direct"})
+        with _Quiet():
+            for number in range(6):
+                await layer.group_send(group, {"n": number})
+        got = [(await self.get(layer, channel))["n"] for _ in range(2)]
+        assert got == ["direct", 5]
+
+    @promise
+    async def test_overflow_can_close(self) -> None:
+        """A channel whose pattern says so tells its consumer to close, with the code; nothing follows."""
+        layer = self.layer(capacity=2, overflow={"strict.*": "close 4008"})
+        group = self.fresh("g")
+        channel = await layer.new_channel("strict")
+        await layer.group_add(group, channel)
+        with _Quiet():
+            for number in range(6):
+                await layer.group_send(group, {"n": number})
+        assert await self.get(layer, channel) == {"type": "layer.close", "code": 4008}
+        with _Quiet():
+            await layer.group_send(group, {"n": 6})
+        assert layer.stats().waiting == 0
+
+    @promise
+    async def test_latest_only_groups(self) -> None:
+        """Of a group that is latest_only a slow member gets the newest message only; of other groups everything."""
+        a, b = self.layer(latest_only=["cursor.*"]), self.layer(latest_only=["cursor.*"])
+        group, other = "cursor." + self.fresh("g"), self.fresh("chat")
+        channel = await self.member(b, group, other)
+        for number in range(5):
+            await a.group_send(group, {"cursor": number})
+            await a.group_send(other, {"chat": number})
+        got = [await self.get(b, channel) for _ in range(6)]
+        assert got == [{"cursor": 4}, *({"chat": number} for number in range(5))]
+        await a.group_send(group, {"cursor": 5})
+        assert await self.get(b, channel) == {"cursor": 5}
+        assert b.stats().replaced == 4
 
     @staticmethod
     async def _cancel(*tasks: asyncio.Future[Any]) -> None:
