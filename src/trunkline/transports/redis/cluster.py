@@ -208,6 +208,7 @@ class Cluster:
         used = self._used()
         for link in used:
             link.readers.leave()
+            link.records.leave()
         until = time.monotonic() + 1.0
         while any(link.up and link.outbox.busy for link in used) and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.005)

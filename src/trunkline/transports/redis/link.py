@@ -28,6 +28,7 @@ from .ops import Op
 from .outbox import Outbox
 from .pace import Pace
 from .readers import Readers
+from .records import Records
 from .replicas import Line
 from .topology import Names
 
@@ -94,6 +95,7 @@ class Link(ABC):
         self.readers = Readers(self.outbox, names, self._channel, self.sid)
         inbox_ttl_ms = int((setting.pace.life + setting.expiry) * 1000)
         self.inbox = Inbox(self.outbox, names.post_keys(setting.node, ""), setting.arrivals, inbox_ttl_ms)
+        self.records = Records(self.outbox, names, setting.node, self.sid)
         self._is_home = is_home
         #: Names of the topics we subscribe to, for those who are told of gaps.
         self._topics: dict[bytes, str] = {}

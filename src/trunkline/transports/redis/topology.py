@@ -83,6 +83,7 @@ class Names:
         self.topic = remembered(self._topic)
         self.post_keys = remembered(self._post_keys)
         self.push_keys = remembered(self._push_keys)
+        self.record_keys = remembered(self._record_keys)
         #: What the keys of the server itself are tagged by; None: by their names.
         self._place: int | None = None
         #: What happens to this prefix on this server: a queue was bound, everything was flushed.
@@ -150,3 +151,12 @@ class Names:
     def history_keys(self, topic: str, sid: str) -> tuple[bytes, ...]:
         """What a topic remembers, and a memory of what ``sid`` appended."""
         return self._key("h", topic), self._key("hm", f"{topic}:{sid}", topic)
+
+    def _record_keys(self, topic: str, node: str, sid: str) -> tuple[bytes, ...]:
+        """When leases beside a topic end, what a node keeps there, counts by tag, and a memory of what ``sid`` did."""
+        return (
+            self._key("rl", topic),
+            self._key("rk", f"{topic}:{node}", topic),
+            self._key("rt", topic),
+            self._key("rm", f"{topic}:{sid}", topic),
+        )

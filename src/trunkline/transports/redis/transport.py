@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from ...errors import ConfigurationError, LayerClosed, TransportUnavailable
 from ...settings import split_url
-from ...transport import Arrivals, Finding, Leased, Server, Transport
+from ...transport import Arrivals, Finding, Leased, Record, Renewal, Server, Transport
 from .cluster import Cluster
 from .doctor import examine
 from .hosts import URL_KEYS, Host, in_cluster, parse_hosts
@@ -21,6 +21,7 @@ from .leases import Leases
 from .link import Link, Setting
 from .ops import Op, PlainOp, Post, Publish, Push, Remember, ScriptOp
 from .pace import Pace
+from .records import Records
 from .scripts import BIND
 from .server import ServerLink
 from .topology import Names, owners, partition
@@ -55,7 +56,7 @@ class RedisTransport(Transport):
         ConfigurationError: A setting is wrong.
     """
 
-    features: ClassVar[frozenset[str]] = frozenset({"history", "leases"})
+    features: ClassVar[frozenset[str]] = frozenset({"history", "leases", "records"})
     url_keys = URL_KEYS
 
     def __init__(
@@ -457,6 +458,46 @@ class RedisTransport(Transport):
             (int(entry_id.partition(b"-")[0]), fields[1])
             for entry_id, fields in (reversed(entries) if first is None else entries)
         ]
+
+    # -- records
+
+    async def _records_of(self, topic: str) -> Records:
+        link = self._write(topic)
+        if not link.met:
+            await link.meet()
+        return link.records
+
+    async def keep_record(self, topic: str, key: str, tag: str, value: bytes, ttl: float) -> int:
+        return await (await self._records_of(topic)).keep(topic, key, tag, value, ttl, self._expiry)
+
+    async def drop_record(self, topic: str, key: str) -> int | None:
+        return await (await self._records_of(topic)).drop(topic, key, self._expiry)
+
+    async def renew_records(self, topics: Sequence[str], ttl: float) -> Renewal:
+        asked = [
+            (topic, records := await self._records_of(topic), records.renew(topic, ttl)) for topic in topics
+        ]
+        outcomes = await asyncio.gather(*(op.future for _, _, op in asked), return_exceptions=True)
+        news = Renewal([], [], [])
+        trouble: BaseException | None = None
+        for (topic, records, _), outcome in zip(asked, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                trouble = outcome
+            else:
+                records.heed(topic, outcome, news)
+        # With several servers, trouble with one is not that of the others: they are asked again soon.
+        if trouble is not None and not any(news):
+            raise trouble
+        return news
+
+    async def records(self, topic: str) -> list[Record]:
+        return await (await self._records_of(topic)).read(topic, self._deadline)
+
+    async def count_records(self, topic: str) -> tuple[int, int]:
+        return await (await self._records_of(topic)).count(topic, self._deadline)
+
+    async def reap_records(self, topic: str) -> list[tuple[Record, int]]:
+        return await (await self._records_of(topic)).reap(topic)
 
     async def flush(self) -> None:
         if self._cluster is not None:

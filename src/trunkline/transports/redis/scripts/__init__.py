@@ -6,8 +6,8 @@ import hashlib
 from importlib.resources import files
 
 __all__ = [
-    "BIND", "LATER", "LEASE", "LEAVE", "POST", "PUSH", "REMEMBER", "SETTLE", "TAKE", "TAKEN", "TRUTH", "UNLEASE",
-    "Script", "load_commands",
+    "BIND", "DROP_RECORD", "KEEP_RECORD", "LATER", "LEASE", "LEAVE", "POST", "PUSH", "REAP_RECORDS", "REMEMBER",
+    "RENEW_RECORDS", "SETTLE", "TAKE", "TAKEN", "TRUTH", "UNLEASE", "Script", "load_commands",
 ]  # fmt: skip
 
 
@@ -36,8 +36,15 @@ TAKEN = Script("taken")
 TRUTH = Script("truth")
 BIND = Script("bind")
 REMEMBER = Script("remember")
+KEEP_RECORD = Script("records", "keep_record")
+DROP_RECORD = Script("records", "drop_record")
+RENEW_RECORDS = Script("records", "renew_records")
+REAP_RECORDS = Script("records", "reap_records")
 
-_ALL = (POST, PUSH, TAKE, LEAVE, TAKEN, TRUTH, BIND, LEASE, SETTLE, UNLEASE, LATER, REMEMBER)
+_ALL = (
+    POST, PUSH, TAKE, LEAVE, TAKEN, TRUTH, BIND, LEASE, SETTLE, UNLEASE, LATER, REMEMBER,
+    KEEP_RECORD, DROP_RECORD, RENEW_RECORDS, REAP_RECORDS,
+)  # fmt: skip
 
 
 def load_commands(sharded: bool) -> list[tuple[str, ...]]:
