@@ -196,6 +196,7 @@ class RecordConformance(Kit):
             await a.transport.keep_record(topic, "1", "ann", b"x", TTL)
         assert (await a.transport.renew_records(topics, TTL)).forgotten == topics[2:]
         await b.transport.flush()
+        assert await a.transport.keep_record(topics[1], "2", "bob", b"x", TTL) == 1  # does not hide it
         assert await b.transport.records(topics[0]) == []
         assert await b.transport.count_records(topics[0]) == (0, 0)
         for _ in range(2):

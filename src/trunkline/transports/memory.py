@@ -86,8 +86,8 @@ class _Keeper:
 
     def __init__(self) -> None:
         self.until = 0.0
-        #: Some of it was reaped, and its node has not kept it anew; it may have been told.
-        self.reaped = self.told = False
+        #: Some of it was reaped, or lost, and its node has not kept it anew; it may have been told.
+        self.reaped = self.lost = self.told = False
         self.records: dict[str, Record] = {}
 
 
@@ -167,6 +167,8 @@ class MemoryTransport(Transport):
         self._arrivals: Arrivals | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pulls: set[_Taker] = set()
+        #: Topics beside which this node keeps something, unless it was flushed.
+        self._kept: set[str] = set()
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
@@ -408,7 +410,11 @@ class MemoryTransport(Transport):
             roll = self._hub.rolls.setdefault(topic, _Roll())
             keeper = roll.keepers.setdefault(self._node, _Keeper())
             keeper.until = self.now() + ttl
-            keeper.reaped = keeper.reaped and not keeper.told
+            if keeper.told:
+                keeper.reaped = keeper.lost = keeper.told = False
+            elif not keeper.records and not keeper.reaped:
+                keeper.lost = topic in self._kept
+            self._kept.add(topic)
             known = keeper.records.get(key)
             record = keeper.records[key] = Record(self._node, key, tag, value)
             return 0 if known else roll.add(record)
@@ -422,6 +428,7 @@ class MemoryTransport(Transport):
             left = None if record is None else roll.remove(record)
             if not keeper.records and not keeper.reaped:
                 roll.keepers.pop(self._node, None)
+                self._kept.discard(topic)
             if not roll.keepers:
                 self._hub.rolls.pop(topic, None)
             return left
@@ -433,13 +440,14 @@ class MemoryTransport(Transport):
             for topic in topics:
                 roll = self._hub.rolls.get(topic)
                 keeper = roll.keepers.get(self._node) if roll is not None else None
-                if keeper is None:
-                    news.forgotten.append(topic)
-                else:
+                if keeper is not None:
                     keeper.until = now + ttl
-                    keeper.told = keeper.reaped
-                    if keeper.reaped:
-                        news.reaped.append(topic)
+                    keeper.told = keeper.reaped or keeper.lost
+                if keeper is None or keeper.lost:
+                    news.forgotten.append(topic)
+                    self._kept.discard(topic)
+                elif keeper.reaped:
+                    news.reaped.append(topic)
                 if roll is not None and roll.lapsed(self._node, now):
                     news.lapsed.append(topic)
         return news

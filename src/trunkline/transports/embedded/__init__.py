@@ -12,6 +12,7 @@ special: any of them may be killed at any moment. The rooms:
 - ``depths``     posted frames that count against a capacity
 - ``pulls``      the local readers of shared queues
 - ``node``       joined, cut off, joined again; what arrives
+- ``records``    what this node keeps beside topics
 - ``transport``  the contract
 """
 

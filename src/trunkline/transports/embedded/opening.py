@@ -22,7 +22,7 @@ __all__ = ["Busy", "open_store"]
 _log = logging.getLogger("trunkline.embedded")
 
 _SCHEMA = Path(__file__).with_name("schema.sql")
-_VERSION = 2
+_VERSION = 3
 _APPLICATION = 0x54524E4B  # "TRNK"
 _PAGE = 4096
 

@@ -50,6 +50,34 @@ CREATE TABLE history (
 ) WITHOUT ROWID;
 CREATE INDEX history_expiry ON history (expires);
 
+-- What nodes keep beside topics, under a lease for each node and topic that ends at `until`. `mark`: 1 if some of it was
+-- reaped, 2 if some was lost, and the node has not kept it anew.
+CREATE TABLE keeper (
+    topic TEXT, node TEXT, until REAL NOT NULL, mark INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (topic, node)
+) WITHOUT ROWID;
+CREATE INDEX keeper_node ON keeper (node);
+CREATE TABLE record (
+    topic TEXT, node TEXT, key TEXT, tag TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (topic, node, key)
+) WITHOUT ROWID;
+CREATE TABLE tagged (topic TEXT, tag TEXT, n INTEGER NOT NULL, PRIMARY KEY (topic, tag)) WITHOUT ROWID;
+CREATE TABLE tags (topic TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TRIGGER record_came AFTER INSERT ON record BEGIN
+    UPDATE keeper SET n = n + 1 WHERE topic = new.topic AND node = new.node;
+    INSERT INTO tagged VALUES (new.topic, new.tag, 1) ON CONFLICT (topic, tag) DO UPDATE SET n = n + 1;
+END;
+CREATE TRIGGER record_went AFTER DELETE ON record BEGIN
+    UPDATE keeper SET n = n - 1 WHERE topic = old.topic AND node = old.node;
+    UPDATE tagged SET n = n - 1 WHERE topic = old.topic AND tag = old.tag;
+    DELETE FROM tagged WHERE topic = old.topic AND tag = old.tag AND n <= 0;
+END;
+CREATE TRIGGER tag_came AFTER INSERT ON tagged WHEN new.tag <> '' BEGIN
+    INSERT INTO tags VALUES (new.topic, 1) ON CONFLICT (topic) DO UPDATE SET n = n + 1;
+END;
+CREATE TRIGGER tag_went AFTER DELETE ON tagged WHEN old.tag <> '' BEGIN
+    UPDATE tags SET n = n - 1 WHERE topic = old.topic;
+    DELETE FROM tags WHERE topic = old.topic AND n <= 0;
+END;
+
 -- `epoch`: a random number that tells this file from one that replaced it.
 -- `front`: the last id that put a frame before all others of its queue.
 CREATE TABLE meta (epoch INTEGER NOT NULL, checkpoints INTEGER NOT NULL, front INTEGER NOT NULL);

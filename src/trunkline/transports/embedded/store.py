@@ -14,7 +14,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,10 @@ _DAY = 86_400.0
 #: Commits, and bytes of frames, after which the write-ahead log is copied into the file.
 _CHECKPOINT = 250
 _CHECKPOINT_BYTES = 4 << 20
+#: Seconds after which records that were left behind are deleted though nobody has told of it; and which keepers that
+#: concerns: what was reaped is remembered for a day, for a node that comes back.
+_UNTOLD = 600.0
+_UNREAPED = "until <= ? AND (mark <> 1 OR n > 0 OR until <= ?)"
 #: Seconds that ``begin`` may keep the event loop.
 _SPIN = 0.00015
 
@@ -181,6 +185,7 @@ class Store:
         self._do("DELETE FROM subscription WHERE node = ?", (node,))
         self._do("DELETE FROM waiting WHERE node = ?", (node,))
         self._do("DELETE FROM depth WHERE node = ?", (node,))
+        self._do("UPDATE keeper SET until = min(until, ?) WHERE node = ?", (time.time(), node))
         if self._one("SELECT 1 FROM node LIMIT 1") is None:
             self._do("DELETE FROM frame")
 
@@ -429,6 +434,85 @@ class Store:
             (topic, first, count),
         ).fetchall()
 
+    # Records
+
+    def mark(self, topic: str, node: str) -> int | None:
+        """Whether something was reaped or lost of what a node keeps; None when it keeps nothing."""
+        found: int | None = self._one("SELECT mark FROM keeper WHERE topic = ? AND node = ?", topic, node)
+        return found
+
+    def keep(self, topic: str, node: str, until: float, mark: int, key: str, tag: str, value: bytes) -> int:
+        """Keep a record; returns how many have its tag, 0 if it was there already."""
+        self._do(
+            "INSERT INTO keeper VALUES (?, ?, ?, ?, 0)"
+            " ON CONFLICT (topic, node) DO UPDATE SET until = excluded.until, mark = excluded.mark",
+            (topic, node, until, mark),
+        )
+        there = self._do(
+            "UPDATE record SET value = ? WHERE topic = ? AND node = ? AND key = ?", (value, topic, node, key)
+        )
+        if there.rowcount:
+            return 0
+        self._do("INSERT INTO record VALUES (?, ?, ?, ?, ?)", (topic, node, key, tag, value))
+        return self._tagged(topic, tag)
+
+    def drop(self, topic: str, node: str, key: str) -> int | None:
+        """Delete a record; returns how many others have its tag, None when there is no such record."""
+        tag = self._one(
+            "DELETE FROM record WHERE topic = ? AND node = ? AND key = ? RETURNING tag", topic, node, key
+        )
+        return None if tag is None else self._tagged(topic, tag)
+
+    def _tagged(self, topic: str, tag: str) -> int:
+        return self._one("SELECT n FROM tagged WHERE topic = ? AND tag = ?", topic, tag) or 0
+
+    def forget_keeper(self, topic: str, node: str) -> bool:
+        """Forget a node that keeps nothing any more, unless it is still to be told that it was reaped."""
+        done = self._do(
+            "DELETE FROM keeper WHERE topic = ? AND node = ? AND n = 0 AND mark = 0", (topic, node)
+        )
+        return done.rowcount > 0
+
+    def renew(self, topics: Iterable[str], node: str, until: float) -> None:
+        self._connection.executemany(
+            "UPDATE keeper SET until = ? WHERE topic = ? AND node = ?",
+            [(until, topic, node) for topic in topics],
+        )
+
+    def kept(self, node: str) -> dict[str, int]:
+        """The topics beside which a node keeps something, each with its mark."""
+        return dict(self._do("SELECT topic, mark FROM keeper WHERE node = ?", (node,)).fetchall())
+
+    def lapsed(self, node: str) -> set[str]:
+        """Topics beside which others left something behind."""
+        sql = "SELECT DISTINCT topic FROM keeper WHERE until <= ? AND n > 0 AND node <> ?"
+        return {row[0] for row in self._do(sql, (time.time(), node))}
+
+    def records(self, topic: str, node: str) -> list[tuple[str, str, str, bytes]]:
+        """The records of nodes whose lease has not ended, and of this one: node, key, tag, value."""
+        return self._do(
+            "SELECT r.node, r.key, r.tag, r.value FROM record r JOIN keeper k ON k.topic = r.topic AND k.node = r.node"
+            " WHERE r.topic = ? AND (k.until > ? OR k.node = ?)",
+            (topic, time.time(), node),
+        ).fetchall()
+
+    def count_records(self, topic: str) -> tuple[int, int]:
+        records = self._one("SELECT sum(n) FROM keeper WHERE topic = ?", topic)
+        return records or 0, self._one("SELECT n FROM tags WHERE topic = ?", topic) or 0
+
+    def left_behind(self, topic: str, node: str, count: int) -> list[tuple[str, str, str, bytes]]:
+        """Some of the records of other nodes whose lease has ended: node, key, tag, value."""
+        return self._do(
+            "SELECT r.node, r.key, r.tag, r.value FROM keeper k JOIN record r ON r.topic = k.topic AND r.node = k.node"
+            " WHERE k.topic = ? AND k.node <> ? AND k.until <= ? LIMIT ?",
+            (topic, node, time.time(), count),
+        ).fetchall()
+
+    def reap(self, topic: str, node: str, key: str) -> int:
+        """Delete a record that was left behind; returns how many others have its tag."""
+        self._do("UPDATE keeper SET mark = 1 WHERE topic = ? AND node = ? AND mark <> 1", (topic, node))
+        return self.drop(topic, node, key) or 0
+
     # Upkeep
 
     def has_waste(self) -> bool:
@@ -441,6 +525,8 @@ class Store:
             or self._one("SELECT 1 FROM put_off WHERE due + ttl <= ? LIMIT 1", now) is not None
             or self._one("SELECT 1 FROM binding WHERE expires <= ? LIMIT 1", now) is not None
             or self._one("SELECT 1 FROM history WHERE expires <= ? LIMIT 1", now - _DAY) is not None
+            or self._one(f"SELECT 1 FROM keeper WHERE {_UNREAPED} LIMIT 1", now - _UNTOLD, now - _DAY)
+            is not None
         )
 
     def drop_older_half(self) -> None:
@@ -457,13 +543,19 @@ class Store:
         self._do("DELETE FROM put_off WHERE due + ttl <= ?", (now,))
         self._do("DELETE FROM binding WHERE expires <= ?", (now,))
         self._do("DELETE FROM history WHERE expires <= ?", (now - _DAY,))
+        old = now - _UNTOLD, now - _DAY
+        self._do(
+            f"DELETE FROM record WHERE (topic, node) IN (SELECT topic, node FROM keeper WHERE {_UNREAPED})",
+            old,
+        )
+        self._do(f"DELETE FROM keeper WHERE n = 0 AND {_UNREAPED}", old)
 
     def _read_by_all(self) -> int:
         # Only nodes have watermarks: what a removed node has not read holds nothing up.
         return self._one("SELECT min(watermark) FROM node") or 0
 
     def flush(self) -> None:
-        for table in ("frame", "queue", "put_off", "binding", "depth", "history"):
+        for table in ("frame", "queue", "put_off", "binding", "depth", "history", "record", "keeper"):
             self._do(f"DELETE FROM {table}")
 
 

@@ -10,7 +10,7 @@ from ...errors import ChannelFull, MessageTooLarge
 from ...transport import Finding, Leased
 from .directory import path_of_url
 from .doctor import examine
-from .node import EmbeddedNode
+from .records import EmbeddedRecords
 from .store import Frame, Store
 from .writer import After, StoreFull, nothing
 
@@ -20,7 +20,7 @@ __all__ = ["EmbeddedTransport"]
 _LARGEST = 1_000_000_000 - 1024
 
 
-class EmbeddedTransport(EmbeddedNode):
+class EmbeddedTransport(EmbeddedRecords):
     """Carries frames between all processes of one machine that share a folder, without a server.
 
     Args:
@@ -36,7 +36,7 @@ class EmbeddedTransport(EmbeddedNode):
         """``embedded://`` (the default folder), ``embedded:///abs/dir``, ``embedded://./relative``, ``embedded://~/dir``."""
         return cls(path_of_url(url), **options)
 
-    features: ClassVar[frozenset[str]] = frozenset({"history", "leases"})
+    features: ClassVar[frozenset[str]] = frozenset({"history", "leases", "records"})
 
     @classmethod
     async def examine(cls, url: str, **options: Any) -> list[Finding]:
