@@ -64,6 +64,7 @@ CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.history (
     place bigint NOT NULL,
     area bigint NOT NULL,
     until bigint NOT NULL,
+    mark text NOT NULL,
     data bytea NOT NULL,
     PRIMARY KEY (topic, place)
 ) WITH (autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 2000);
@@ -215,7 +216,8 @@ BEGIN
     FROM {schema}.bindings b WHERE b.topic = ANY (topics) AND b.until > clock;
     -- Whoever counts holds the lock of what it counts; locks are taken in order, so nobody waits in a circle.
     FOR bucket IN
-        SELECT hashtext(o.name) & 31 FROM unnest(kinds, names) o(kind, name) 
+        SELECT hashtext(CASE o.kind WHEN 16 THEN encode(o.topic, 'hex') ELSE o.name END) & 31
+            FROM unnest(kinds, topics, names) o(kind, topic, name)
             WHERE o.kind BETWEEN 2 AND 8 OR o.kind BETWEEN 12 AND 16
         UNION SELECT hashtext(b.queue) & 31 FROM {schema}.bindings b WHERE b.topic = ANY (bound)
         UNION SELECT every FROM generate_series(0, 31) every WHERE 11 = ANY (kinds)
@@ -397,13 +399,16 @@ BEGIN
             END IF;
 
         ELSIF op.kind = 16 THEN
-            SELECT coalesce(max(h.place), 0) + 1 INTO token FROM {schema}.history h WHERE h.topic = op.topic;
-            INSERT INTO {schema}.history (topic, place, area, until, data)
-            VALUES (op.topic, token, mine, clock + op.ttl, op.data);
+            -- The name is the mark; the answer is the place, and the mark of the frame before.
+            SELECT h.place, h.mark INTO it FROM {schema}.history h WHERE h.topic = op.topic
+            ORDER BY h.place DESC LIMIT 1;
+            token := coalesce(it.place, 0) + 1;
+            INSERT INTO {schema}.history (topic, place, area, until, mark, data)
+            VALUES (op.topic, token, mine, clock + op.ttl, op.name, op.data);
             DELETE FROM {schema}.history h
             WHERE h.topic = op.topic AND h.place < token AND (h.place <= token - op.number OR h.until <= clock);
             places := places || op.place::integer;
-            extras := extras || int8send(token);
+            extras := extras || (int8send(token) || convert_to(coalesce(it.mark, ''), 'UTF8'));
 
         ELSIF op.kind = 17 THEN
             FOR it IN

@@ -288,13 +288,15 @@ class PostgresTransport(Transport):
 
     # -- history
 
-    async def remember(self, topic: str, frame: bytes, size: int, seconds: float) -> int:
+    async def remember(
+        self, topic: str, frame: bytes, mark: str, size: int, seconds: float
+    ) -> tuple[int, str]:
         wire = self._names.topic(topic)
         op = Op(
-            Kind.REMEMBER, topic, wire=wire, body=frame, number=size, ttl=_ms(seconds), expires=self._expiry
+            Kind.REMEMBER, mark, wire=wire, body=frame, number=size, ttl=_ms(seconds), expires=self._expiry
         )
-        _, (place,) = await self._open().outbox.submit(op).future
-        return int.from_bytes(place, "big")
+        _, (placed,) = await self._open().outbox.submit(op).future
+        return int.from_bytes(placed[:8], "big"), placed[8:].decode()
 
     async def recall(self, topic: str, first: int | None, count: int) -> list[tuple[int, bytes]]:
         # From place 0 on, which there is none: the newest.
