@@ -105,6 +105,13 @@ class NatsServer:
                 if words[0] == b"-ERR":
                     raise RuntimeError(words)
 
+    def has_leader(self) -> bool:
+        """Whether JetStream works here."""
+        try:
+            return "error" not in self.ask("$JS.API.INFO")
+        except (OSError, IndexError):
+            return False
+
     def freeze(self) -> None:
         """Stop the process where it is (SIGSTOP)."""
         self._signal(signal.SIGSTOP)
@@ -152,11 +159,8 @@ def cluster(directory: Path, size: int = 3, wait: float = 30.0) -> list[NatsServ
         server.launch()
     deadline = time.monotonic() + wait
     while True:
-        try:
-            if all("error" not in server.ask("$JS.API.INFO") for server in servers):
-                return servers
-        except (OSError, IndexError):
-            pass
+        if all(server.has_leader() for server in servers):
+            return servers
         if time.monotonic() > deadline:
             for server in servers:
                 server.kill()

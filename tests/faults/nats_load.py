@@ -75,8 +75,27 @@ class Load:
         for node in self.nodes:
             for topic in self.topics:
                 await node.transport.subscribe(topic)
+        await self._spread()
         self._tasks = [asyncio.create_task(self._send(i, node)) for i, node in enumerate(self.nodes)]
         return self
+
+    async def _spread(self) -> None:
+        """Wait until every server of a cluster knows who hears what."""
+        for node in self.nodes:
+            for topic in self.topics:
+                probe = f"{node.name} {topic}".encode()
+
+                async def heard(node: Node = node, topic: str = topic, probe: bytes = probe) -> None:
+                    while not all(probe in other.frames for other in self.nodes):
+                        await node.transport.publish(topic, probe, TTL)
+                        await asyncio.sleep(0.02)
+
+                async with asyncio.timeout(20):
+                    await heard()
+        await asyncio.sleep(0.1)
+        for node in self.nodes:
+            node.frames.clear()
+            node.gaps.clear()
 
     async def _send(self, number: int, node: Node) -> None:
         count = 0
@@ -154,7 +173,7 @@ class Load:
         account = self.account()
         assert all(got > 100 for got, *_ in account), f"too little was sent to tell: {account}"
         assert all(row[1:] == (0, 0, 0, 0) for row in account), (
-            f"received, lost, doubled, reordered, told: {account}"
+            f"received, lost, doubled, reordered, told: {account}; {[self.lost(node)[:5] for node in self.nodes]}"
         )
         assert not self.failed, self.failed[:3]
         assert self.gone == 0

@@ -164,6 +164,8 @@ class Link:
         self._knocking: asyncio.TimerHandle | None = None
         self._seen: dict[bytes, dict[int, int]] = {}
         self._counts: dict[str, int] = {}
+        #: Sender -> the last post of its that waits for the log to be read.
+        self._aside: dict[bytes, int] = {}
         self._answers: dict[bytes, list[bytes]] = {}
         # in
         self._sids = 0
@@ -625,9 +627,10 @@ class Link:
         self._answers.setdefault(inbox, []).append(_ANSWER.pack(seq, outcome))
 
     def _take_post(self, sid: bytes, seq: int, body: bytes) -> None:
-        if not self.receiver.recovering:
-            self._arrivals.deliver(body)
+        if not self.receiver.recovering or seq <= self._aside.get(sid, 0):
+            self._arrivals.deliver(body)  # at once; or late already, as one that was sent again
             return
+        self._aside[sid] = seq
         # Set aside with what was published, so that one sender's frames stay in their order.
         inbox = self.subjects.node(self.node)
         if not self.receiver.hears(inbox):
@@ -872,6 +875,7 @@ class Link:
                 await asyncio.sleep(again)
         self._reading = None
         self.receiver.leave(self.subjects.node(self.node))
+        self._aside.clear()
         behind, self._behind = self._behind, []
         for future in behind:
             if not future.done():
