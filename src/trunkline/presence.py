@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from .envelope import RECORD, FrameError, Message, Seal, decode, encode
 from .errors import ConfigurationError, InvalidMessage, LayerClosed, MessageTooLarge, TransportUnavailable
@@ -80,9 +80,9 @@ class Presence:
 
     #: Seconds that members outlive the last sign of life of their process; between two of these; and between two
     #: attempts at a transport that cannot be reached. A dead process' members have left within ``lease + beat``.
-    lease: ClassVar[float] = 10.0
-    beat: ClassVar[float] = 4.0
-    retry: ClassVar[float] = 1.0
+    lease: float = 10.0
+    beat: float = 4.0
+    retry: float = 1.0
 
     def __init__(
         self,

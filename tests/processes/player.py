@@ -30,6 +30,31 @@ class Stage:
             await self.layer.group_add(group, channel)
         return channel
 
+    async def present(self, group: str, *users: str) -> None:
+        """A channel for each user that is present in the group, and announced."""
+        for user in users:
+            channel = await self.layer.new_channel()
+            await self.layer.group_add(
+                group, channel, presence={"pid": os.getpid()}, user=user, announce=True
+            )
+
+    async def who(self, group: str) -> list[list[Any]]:
+        """The users that are present, each with the process of one of its channels."""
+        return [[each.user, each.metadata["pid"]] for each in await self.layer.presence(group)]
+
+    async def watch(self, group: str) -> str:
+        """Note type, user and time of each event of the group."""
+        channel = await self.channel(group)
+        got = self.got.setdefault(channel, [])
+
+        async def read() -> None:
+            while True:
+                event = await self.layer.receive(channel)
+                got.append([event["type"], event["user"], time.time()])
+
+        self.tasks.append(asyncio.create_task(read()))
+        return channel
+
     async def listen(self, channel: str, readers: int = 1, poll: float = 0) -> None:
         """Receive in the background, each time for ``poll`` seconds at most; note number and delay."""
         got = self.got.setdefault(channel, [])

@@ -29,12 +29,13 @@ from ..errors import (
     UsageError,
 )
 from ..layer import ChannelLayer
-from .kit import Kit, NotOffered, eventually, promise, refused, together
+from .kit import NotOffered, eventually, promise, refused, together
+from .presence_conformance import PresenceConformance
 
 __all__ = ["LayerConformance"]
 
 
-class LayerConformance(Kit):
+class LayerConformance(PresenceConformance):
     """Every promise of ``trunkline.ChannelLayer``. Each layer made plays a process of its own."""
 
     @abstractmethod

@@ -59,6 +59,10 @@ class EmbeddedNode(Transport):
         #: A corrupt file, to be moved aside.
         self._condemned: Identity | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        #: Topics beside which this node keeps something, unless the file has lost it.
+        self._kept: set[str] = set()
+        #: Topics of which it was told that something was lost or reaped, and beside which it has kept nothing since.
+        self._owing: set[str] = set()
 
     def __repr__(self) -> str:
         state = "closed" if self._arrivals is None else "open" if self._store is not None else "waiting"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ...errors import TransportUnavailable
 from ...transport import Record, Renewal
@@ -25,13 +25,6 @@ T = TypeVar("T")
 
 class EmbeddedRecords(EmbeddedNode):
     """The part of the transport that keeps records."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        #: Topics beside which this node keeps something, unless the file has lost it.
-        self._kept: set[str] = set()
-        #: Topics of which this node was told that something was lost or reaped, and has kept nothing since.
-        self._owing: set[str] = set()
 
     async def keep_record(self, topic: str, key: str, tag: str, value: bytes, ttl: float) -> int:
         self._check_open()
