@@ -12,7 +12,7 @@ help:
 	@echo "make soak    ten failovers in a row under load, on each kind of server (four minutes)"
 	@echo "make fix     format and mend what can be mended automatically"
 	@echo "make bench   measure this machine, side by side with others; writes docs/benchmarks.md"
-	@echo "make docs    check the documentation's examples and links"
+	@echo "make docs    build the documentation site; its code, commands and links are among the tests"
 
 # $(call install,GROUP): an editable install with one dependency group, once per change of pyproject.toml.
 ifdef UV
@@ -55,9 +55,10 @@ bench:
 	@$(MAKE) --no-print-directory VENV=.venv-bench .venv-bench/.ready-bench
 	@.venv-bench/bin/python -m bench --merge --json docs/benchmarks/figures.json --markdown docs/benchmarks.md --plots docs/benchmarks $(ARGS)
 
-docs: $(VENV)/.ready-check
+docs: $(VENV)/.ready-docs
 	@$(BIN)/python docs/make_promises.py
-	@$(BIN)/python -m pytest -q tests/docs $(ARGS)
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html $(ARGS)
+	@echo "==> Open docs/_build/html/index.html"
 
 clean:
 	rm -rf $(VENV) .venv-bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@
     │   └── MessageTooLarge
     ├── TransportUnavailable       also ConnectionError: nothing was sent, safe to retry, unless its text says that
     │                              the message was on its way and may have arrived
+    ├── HistoryLost                also LookupError: what came after a position is no longer known
     └── LayerClosed                also RuntimeError: the layer was closed while the call waited
 
 ``ChannelFull`` and ``MessageTooLarge`` are also caught by ``except`` clauses written against the classes of the same
@@ -30,6 +31,7 @@ from typing import Any, Self
 __all__ = [
     "ChannelFull",
     "ConfigurationError",
+    "HistoryLost",
     "InvalidEvent",
     "InvalidMessage",
     "InvalidName",
