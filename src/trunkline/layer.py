@@ -383,6 +383,14 @@ class ChannelLayer:
         node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
         return await node.group_history(group, since, limit)
 
+    def remembers(self, group: str) -> bool:
+        """Whether a group has a history.
+
+        Raises:
+            InvalidName: The name breaks the naming rules.
+        """
+        return self._settings.kept_of(names.group(group)) is not None
+
     async def group_position(self, group: str) -> str:
         """The position of the newest event that a group remembers: what follows is ``group_history(group, since=…)``.
 

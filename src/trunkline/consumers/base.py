@@ -26,9 +26,11 @@ from asgiref.sync import async_to_sync, sync_to_async
 
 from .. import opening, tracing
 from ..errors import InvalidEvent, UsageError
+from ..switchboard import Sink
 from ..typed import Convert
 from . import annotated, colour
 from .relay import Relay, ToFrame, Turn, frame_for
+from .resume import Resuming
 
 __all__ = [
     "AcceptConnection",
@@ -51,7 +53,7 @@ Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: Makers of context managers; each is entered around every handler of a sync consumer, in the handler's thread.
 around_sync_handlers: list[Callable[[], AbstractContextManager[object]]] = []
 
-_NOT_HANDLERS = frozenset({"as_asgi", "base_send", "dispatch", "on_invalid_event"})
+_NOT_HANDLERS = frozenset({"as_asgi", "base_send", "dispatch", "on_invalid_event", "resumed"})
 
 
 class StopConsumer(Exception):
@@ -86,7 +88,11 @@ class _Consumer:
     channel_name: str
     scope: Scope
 
+    #: Whether a client that comes back gets what it missed; websockets only.
+    resume: ClassVar[bool] = False
+
     _asynchronous: ClassVar[bool]
+    _resuming: Resuming | None = None
     #: Handlers whose annotation names a type, and what makes an object of that type of an event.
     _converters: ClassVar[dict[str, Convert]] = {}
     #: Events of the layer that become the same frame for everyone.
@@ -148,14 +154,18 @@ class _Consumer:
 
     async def _serve_both(self, receive: Receive) -> None:
         turn = Turn()
-        take = functools.partial(self.channel_layer.receive, self.channel_name)
+        take: Receive = functools.partial(self.channel_layer.receive, self.channel_name)
+        if self.resume:
+            take = self._resuming = Resuming(take)
         task = asyncio.current_task()
         cancelled = task.cancelling() if task else 0
         failure: BaseException = StopConsumer()
         try:
             async with asyncio.TaskGroup() as sides:
                 if self._relays and hasattr(self.channel_layer, "attach_sink"):
-                    sink = Relay(self, turn, sides).offer
+                    sink: Sink = Relay(self, turn, sides).offer
+                    if self._resuming is not None:
+                        sink = self._resuming.before(sink)
                     await self.channel_layer.attach_sink(self.channel_name, sink)
                 sides.create_task(self._serve(take, turn))
                 await self._serve(receive, turn)

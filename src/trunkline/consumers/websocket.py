@@ -11,6 +11,7 @@ from asgiref.sync import async_to_sync
 from ..errors import ConfigurationError
 from .base import AcceptConnection, AsyncConsumer, DenyConnection, Event, StopConsumer, SyncConsumer, signals
 from .relay import ToFrame, checked
+from .resume import Resuming, asked
 
 __all__ = [
     "AsyncJsonWebsocketConsumer",
@@ -62,6 +63,11 @@ def _close_event(code: int | bool | None, reason: str | None) -> Event:
     return event
 
 
+def _resumed_event(positions: dict[str, str], lost: Sequence[str]) -> Event:
+    content = {"type": "resume", "positions": list(positions.values()), "lost": list(lost)}
+    return {"type": "websocket.send", "text": json.dumps(content)}
+
+
 class _Groups:
     """The groups a consumer joins when its client connects, and what of them it relays."""
 
@@ -90,6 +96,18 @@ class _Groups:
             )
         return self.groups or ()
 
+    async def _catch_up(self, resuming: Resuming) -> tuple[dict[str, str], Sequence[str]]:
+        layer, who = self.channel_layer, type(self).__name__  # type: ignore[attr-defined]
+        joined: list[str] = self._joined  # type: ignore[attr-defined]
+        remembers = getattr(layer, "remembers", None)
+        groups = [group for group in joined if remembers is not None and remembers(group)]
+        if not groups:
+            raise ConfigurationError(
+                f"{who}.resume needs a group with a history, and none of {joined!r} has one: "
+                "give the layer history={'name or pattern': {'size': 100, 'seconds': 3600}}"
+            )
+        return await resuming.begin(layer, groups, asked(self.scope))  # type: ignore[attr-defined]
+
     def _groups_to_leave(self) -> Sequence[str]:
         if self.channel_layer is None:  # type: ignore[attr-defined]
             return ()
@@ -111,6 +129,25 @@ class WebsocketConsumer(_Groups, SyncConsumer):
             self.accept()
         except signals(DenyConnection):
             self.close()
+        if self._resuming is not None:
+            if self._open:
+                self.resumed(*async_to_sync(self._catch_up)(self._resuming))
+            self._resuming.go()
+
+    def resumed(self, positions: dict[str, str], lost: Sequence[str]) -> None:
+        """Called for a consumer with ``resume`` when its client has connected, before what it missed is handled.
+
+        Unless overridden, sends ``{"type": "resume", "positions": …, "lost": …}`` as text.
+
+        Args:
+            positions: By group, where the client stands: what it was asked to resume from, or the newest event's position.
+            lost: Groups of which it must load everything anew, for what it missed is no longer known for certain.
+        """
+        self.base_send(_resumed_event(positions, lost))
+
+    def layer_close(self, event: Event) -> None:
+        """Close, for the channel was full and its ``overflow`` says so."""
+        self.close(event["code"])
 
     def connect(self) -> None:
         """Decide about the connection: call ``accept()`` or ``close()``. Unless overridden, accepts."""
@@ -211,6 +248,25 @@ class AsyncWebsocketConsumer(_Groups, AsyncConsumer):
             await self.accept()
         except signals(DenyConnection):
             await self.close()
+        if self._resuming is not None:
+            if self._open:
+                await self.resumed(*await self._catch_up(self._resuming))
+            self._resuming.go()
+
+    async def resumed(self, positions: dict[str, str], lost: Sequence[str]) -> None:
+        """Called for a consumer with ``resume`` when its client has connected, before what it missed is handled.
+
+        Unless overridden, sends ``{"type": "resume", "positions": …, "lost": …}`` as text.
+
+        Args:
+            positions: By group, where the client stands: what it was asked to resume from, or the newest event's position.
+            lost: Groups of which it must load everything anew, for what it missed is no longer known for certain.
+        """
+        await self.base_send(_resumed_event(positions, lost))
+
+    async def layer_close(self, event: Event) -> None:
+        """Close, for the channel was full and its ``overflow`` says so."""
+        await self.close(event["code"])
 
     async def connect(self) -> None:
         """Decide about the connection: call ``accept()`` or ``close()``. Unless overridden, accepts."""
