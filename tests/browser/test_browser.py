@@ -204,3 +204,29 @@ async def test_every_part_has_its_place(browser: Browser, demo: Demo, width: int
             shown = page.locator(f"[data-part='{part}']")
             await expect(shown).to_be_in_viewport(ratio=1)
             await expect(shown).not_to_have_class(re.compile("gone"))
+
+
+async def test_who_was_on_a_killed_server_leaves_the_list(browser: Browser, demo: Demo) -> None:
+    """The list of people follows who comes and goes; kill -9 of a server takes its people off it within 15 seconds."""
+    async with visit(browser, lost=True) as context, visit(browser, lost=True) as other:
+        anna = await context.new_page()
+        await anna.goto(f"{demo.url}?room=salon")
+        number = await server_of(anna)
+        await call(anna, "Anna")
+        people = anna.get_by_role("list", name="Who is here").get_by_role("listitem")
+        await expect(people).to_have_text(["Anna"])
+        greta = await other.new_page()
+        await greta.goto(f"{demo.url}?room=salon&not={number}")
+        doomed = await server_of(greta)
+        assert doomed != number
+        await call(greta, "Greta")
+        await expect(people).to_have_text(["Anna", "Greta"])
+        await other.set_offline(True)  # or the page would be back at once, over another server
+        await greta.evaluate("connect = () => {}")
+        pid = demo.pid(f"server {doomed}")
+        os.kill(pid, signal.SIGKILL)
+        await expect(people).to_have_text(["Anna"], timeout=30_000)
+        await anna.get_by_label("You are").fill("Anne")
+        await anna.get_by_label("You are").press("Enter")
+        await expect(people).to_have_text(["Anne"])
+    await asyncio.to_thread(demo.find, rf"^server {doomed} is back as pid (?!{pid})")

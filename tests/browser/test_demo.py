@@ -56,11 +56,11 @@ class Window:
                     return line
 
     async def until(self, **wanted: Any) -> list[dict[str, Any]]:
-        """All lines up to one that has these values, pulses left out."""
+        """All lines up to one that has these values; pulses, and who is there, left out."""
         lines = []
         while True:
             line = await self.line()
-            if line["is"] != "pulse":
+            if line["is"] not in ("pulse", "who", "came", "gone"):
                 lines.append(line)
             if line.items() >= wanted.items():
                 return lines
@@ -142,6 +142,23 @@ async def test_people_come_and_go(demo: Demo) -> None:
             await grace.ask(do="join", room="hall", name="Grace", back=True)
             assert (await ada.line(**{"is": "joined"}))["back"] is True
         assert (await ada.line(**{"is": "left"}))["name"] == "Grace"
+
+
+async def test_a_room_shows_who_is_there(demo: Demo) -> None:
+    """Somebody with two windows comes once and goes once; who enters sees who is there."""
+    async with window(demo, room="salon", name="Ada") as ada:
+        async with window(demo, room="salon", name="Grace") as grace:
+            assert await ada.line(**{"is": "came", "who": "Grace"}) == {
+                "is": "came",
+                "who": "Grace",
+                "room": "salon",
+            }
+            async with window(demo, room="salon", name="Ada"):
+                await grace.ask(do="join", room="salon", name="Hopper")
+                assert (await grace.line(**{"is": "who"}))["names"] == ["Ada", "Hopper"]
+                assert (await ada.line(**{"is": "gone"}))["who"] == "Grace"
+                assert (await ada.line(**{"is": "came"}))["who"] == "Hopper"
+        assert (await ada.line(**{"is": "gone"}))["who"] == "Hopper"
 
 
 async def test_an_announcement_reaches_every_room(demo: Demo) -> None:

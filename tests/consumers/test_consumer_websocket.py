@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from trunkline.consumers import (
     WebsocketConsumer,
 )
 from trunkline.errors import ConfigurationError
+from trunkline.layers import InMemoryChannelLayer
 from trunkline.testing import eventually
 from trunkline.testing.communicators import WebsocketCommunicator
 
@@ -366,3 +368,44 @@ async def test_the_codec_of_json_consumers_may_be_replaced(perhaps_layer):
         await ws.connect()
         await ws.send_to(text_data="abc")
         assert await ws.receive_from() == "{'got': 'ABC'}"
+
+
+@pytest.mark.parametrize("base", [WebsocketConsumer, AsyncWebsocketConsumer])
+async def test_a_connection_is_present_once_accepted(base: Any) -> None:
+    """group_presence says how a connection is present in its groups: while it is accepted, and never if it is refused."""
+    layer = InMemoryChannelLayer(hub=f"present {base.__name__}")
+
+    class Room(base):
+        channel_layer = layer
+        groups = ["room"]
+
+        def group_presence(self):
+            return {"presence": {"path": self.scope["path"]}, "user": "ann"}
+
+    refuse = with_connect(Room, lambda self: ("close", {}))
+    async with WebsocketCommunicator(Room.as_asgi(), "/chat/") as client:
+        await client.connect()
+
+        async def present() -> list[Any]:
+            return [(each.user, each.metadata) for each in await layer.presence("room")]
+
+        async with asyncio.timeout(10):
+            while await present() != [("ann", {"path": "/chat/"})]:
+                await asyncio.sleep(0.01)
+        refused = WebsocketCommunicator(refuse.as_asgi(), "/chat/")
+        connected, _ = await refused.connect()
+        assert not connected
+        await refused.disconnect()
+        assert await layer.presence_count("room") == (1, 1)
+        await client.disconnect()
+        assert await present() == []
+
+    class Wrong(Room):
+        def group_presence(self):
+            return {"name": "Ann"}
+
+    wrong = WebsocketCommunicator(Wrong.as_asgi(), "/chat/")
+    with pytest.raises(TypeError, match=r"Wrong.group_presence\(\) returns keyword arguments of group_add"):
+        await wrong.connect()
+        await wrong.receive_output()
+    await layer.close()

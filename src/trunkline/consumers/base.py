@@ -53,7 +53,9 @@ Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: Makers of context managers; each is entered around every handler of a sync consumer, in the handler's thread.
 around_sync_handlers: list[Callable[[], AbstractContextManager[object]]] = []
 
-_NOT_HANDLERS = frozenset({"as_asgi", "base_send", "dispatch", "on_invalid_event", "resumed"})
+_NOT_HANDLERS = frozenset(
+    {"as_asgi", "base_send", "dispatch", "group_presence", "on_invalid_event", "resumed"}
+)
 
 
 class StopConsumer(Exception):

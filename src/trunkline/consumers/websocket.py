@@ -84,6 +84,24 @@ class _Groups:
         if not isinstance(self.groups, str):
             self.groups = list(self.groups or ())
 
+    def group_presence(self) -> Mapping[str, Any] | None:
+        """How this connection is present in its ``groups`` once ``connect`` has accepted it; None: it is not.
+
+        Keyword arguments of ``group_add``: ``{"presence": {…}, "user": …, "announce": …}``.
+        """
+        return None
+
+    def _presence_to_show(self) -> Mapping[str, Any]:
+        if not self._joined or not self._open:  # type: ignore[attr-defined]
+            return {}
+        shown = self.group_presence()
+        if shown is not None and (not isinstance(shown, Mapping) or "presence" not in shown):
+            raise TypeError(
+                f"{type(self).__name__}.group_presence() returns keyword arguments of group_add, "
+                f'{{"presence": {{…}}, "user": …}}, or None, not {shown!r}'
+            )
+        return shown or {}
+
     def _groups_to_join(self) -> Sequence[str]:
         who = type(self).__name__
         if isinstance(self.groups, str):
@@ -129,6 +147,9 @@ class WebsocketConsumer(_Groups, SyncConsumer):
             self.accept()
         except signals(DenyConnection):
             self.close()
+        if shown := self._presence_to_show():
+            for group in self._joined:
+                async_to_sync(self.channel_layer.group_add)(group, self.channel_name, **shown)
         if self._resuming is not None:
             if self._open:
                 self.resumed(*async_to_sync(self._catch_up)(self._resuming))
@@ -248,6 +269,9 @@ class AsyncWebsocketConsumer(_Groups, AsyncConsumer):
             await self.accept()
         except signals(DenyConnection):
             await self.close()
+        if shown := self._presence_to_show():
+            for group in self._joined:
+                await self.channel_layer.group_add(group, self.channel_name, **shown)
         if self._resuming is not None:
             if self._open:
                 await self.resumed(*await self._catch_up(self._resuming))

@@ -35,6 +35,8 @@ MAX_ROOM = 60
 MAX_TEXT = 2000
 #: Seconds the announcing script may take, start-up of its Python included.
 _ANNOUNCE = 20.0
+#: People shown of one room.
+_SHOWN = 100
 #: Rooms told of in one pulse.
 _ROOMS = 40
 
@@ -111,8 +113,12 @@ class Chat(AsyncJsonWebsocketConsumer):
     """One window: what it says goes to its room, what its room says goes to it."""
 
     groups = [EVERYONE]
-    #: A process tells that it is there: the same frame for every window.
-    relay = {"pulse": lambda event: {"is": "pulse", **event["facts"]}}
+    #: A process tells that it is there, the layer who comes and who goes: the same frame for every window.
+    relay = {
+        "pulse": lambda event: {"is": "pulse", **event["facts"]},
+        "presence.join": lambda event: {"is": "came", "who": event["user"], **event["presence"]},
+        "presence.leave": lambda event: {"is": "gone", "who": event["user"], **event["presence"]},
+    }
 
     def __init__(self, here: Here) -> None:
         super().__init__()
@@ -186,12 +192,25 @@ class Chat(AsyncJsonWebsocketConsumer):
         if room == self.room:
             before, self.name = self.name, name
             if before != name:
+                await self._enter(room)
                 await self._tell_room({"is": "renamed", "before": before})
             return
         await self._leave_room()
-        await self.channel_layer.group_add(_group(room), self.channel_name)
-        self.room, self.name = room, name
+        self.name = name
+        await self._enter(room)
+        self.room = room
         await self._tell_room({"is": "joined", "back": content.get("back") is True})
+
+    async def _enter(self, room: str) -> None:
+        """Join the room's group, as a user who is there as long as one of their windows is; and see who else is."""
+        if "presence" not in self.channel_layer.extensions:
+            await self.channel_layer.group_add(_group(room), self.channel_name)
+            return
+        shown = {"presence": {"room": room}, "user": self.name, "announce": True}
+        await self.channel_layer.group_add(_group(room), self.channel_name, **shown)
+        present = await self.channel_layer.presence(_group(room))
+        names = list(dict.fromkeys(each.user for each in present))[:_SHOWN]
+        await self.send_json({"is": "who", "room": room, "names": names})
 
     async def _say(self, content: dict[str, Any]) -> None:
         self._in_a_room()

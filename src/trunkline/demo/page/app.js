@@ -11,6 +11,7 @@ const WORKER_HUE = 285;
 const rooms = new Map(); // name -> lines
 const mine = new Set(); // the ids this window had, one per connection
 const parts = new Map(); // "server 1" or "worker" -> its last pulse
+const who = new Set(); // the people in the room
 const sent = new Map(); // ref of a message -> when it was sent
 let name = recall("name") || NAMES[Math.floor(Math.random() * NAMES.length)];
 let room = here.searchParams.get("room")?.trim().slice(0, 60) || "Lobby";
@@ -91,6 +92,14 @@ const taking = {
     showParts();
     showRooms();
   },
+  who(line) {
+    if (line.room !== room) return;
+    who.clear();
+    line.names.forEach((each) => who.add(each));
+    showWho();
+  },
+  came(line) { if (line.room === room) showWho(who.add(line.who)); },
+  gone(line) { if (line.room === room) showWho(who.delete(line.who)); },
   error(line) { donePicture(); complain(line.text); },
   announcement(line) {
     for (const each of rooms.keys()) add(each, line);
@@ -174,6 +183,8 @@ function enter(wanted) {
   room = wanted;
   if (!rooms.has(room)) rooms.set(room, []);
   joined = false;
+  who.clear();
+  showWho();
   showRoom();
   join();
 }
@@ -184,6 +195,9 @@ function showRoom() {
   $("log").scrollTop = $("log").scrollHeight;
   showRooms();
   showSecond();
+}
+function showWho() {
+  $("who").replaceChildren(...[...who].slice(0, 100).map((each) => { const item = element("li"); item.append(element("bdi", "", each)); return item; }));
 }
 function showRooms() {
   const counts = new Map();
