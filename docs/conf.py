@@ -50,7 +50,7 @@ def read(app: Any, name: str, source: list[str]) -> None:
         text,
     )
     if name == "examples":
-        text += "".join(listing(path) for path in mains())
+        text += listings()
     elif name == "index":
         text = text.replace("PLACED NOWHERE\n", unplaced(app.env.found_docs, text))
     source[0] = text
@@ -69,16 +69,17 @@ def linked(text: str, target: Path, anchor: str) -> str:
     return text if target.is_dir() else f"[{text}](../{where})"
 
 
-def mains() -> list[Path]:
-    """The file of each example that shows what it is about."""
-    files = (ROOT / "examples").glob("*/**/*.py")
-    return sorted(path for path in files if path.name in ("main.py", "consumers.py"))
-
-
-def listing(path: Path) -> str:
-    where = path.relative_to(ROOT / "examples")
-    heading = where.parts[0].replace("_", "-")
-    return f"\n\n## {heading}\n\n```{{literalinclude}} ../examples/{where}\n:language: python\n```\n"
+def listings() -> str:
+    """The files of each example that show what it is about, under the name of its folder."""
+    text = ""
+    shown = [*(ROOT / "examples").glob("*/*.py"), *(ROOT / "examples").glob("*/*/consumers.py")]
+    for path in sorted(path for path in shown if path.name != "manage.py"):
+        where = path.relative_to(ROOT / "examples").as_posix()
+        heading = f"## {where.partition('/')[0].replace('_', '-')}\n"
+        if heading not in text:
+            text += f"\n\n{heading}"
+        text += f"\n```{{literalinclude}} ../examples/{where}\n:language: python\n:caption: {where}\n```\n"
+    return text
 
 
 def unplaced(pages: set[str], index: str) -> str:

@@ -40,7 +40,7 @@ class Site(NamedTuple):
 def command(example: str) -> list[str]:
     """The one command that the example's docstring names."""
     text = (EXAMPLES / example / "main.py").read_text()
-    found = re.search(r"^uvicorn main:app.*$", text.split('"""')[1], re.M)
+    found = re.search(r"^(?:uvicorn main:app.*|python main.py)$", text.split('"""')[1], re.M)
     assert found is not None, f"{example}/main.py does not say how to start it"
     return shlex.split(found[0])
 
@@ -51,7 +51,7 @@ def running(example: str, folder: Path) -> Iterator[Site]:
     workers = int(words[words.index("--workers") + 1]) if "--workers" in words else 1
     # Not in pytest's folder: a socket's path is short.
     with tempfile.TemporaryDirectory(prefix="trunkline-") as layer:
-        env = {"TRUNKLINE_DIR": layer}
+        env = {"TRUNKLINE_DIR": layer, "BROKER_DIR": str(folder / "broker")}
         with Program(words, EXAMPLES / example, folder / "log", env) as program:
             port = program.port()
             program.printed(rf"(?s)(startup complete.*){{{workers}}}")
@@ -75,29 +75,112 @@ async def heard(client: Any) -> Any:
 
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in EXAMPLES.glob("*/main.py")))
 def test_the_readme_lists_it(folder: str) -> None:
-    """examples/README.md links every example, which has a page and a test here."""
+    """examples/README.md links every example, which has a test here."""
     assert f"({folder}/main.py)" in (EXAMPLES / "README.md").read_text()
-    assert (EXAMPLES / folder / "index.html").exists()
-    assert f'running("{folder}"' in Path(__file__).read_text()
+    assert f'("{folder}"' in Path(__file__).read_text()
+
+
+async def chats(site: Site, method: str, announcement: str, body: str = "") -> None:
+    """Browsers of one room hear each other and the announcement, whichever worker serves them; another room does not."""
+    async with AsyncExitStack() as stack, httpx.AsyncClient(timeout=SECONDS) as browser:
+        assert "<form>" in (await browser.get(site.http("/"))).text
+        paths = [f"/ws/Z%C3%BCrich/{number}" for number in range(6)]
+        room = [await stack.enter_async_context(site.socket(path)) for path in paths]
+        other = await stack.enter_async_context(site.socket("/ws/Bern/x"))
+        await room[0].send('{"text": "hello"}')
+        for client in room:
+            assert json.loads(await heard(client)) == {"name": "0", "text": "hello"}
+        answer = await browser.request(method, site.http(announcement), content=body)
+        assert answer.is_success, answer.text
+        for client in room:
+            assert json.loads(await heard(client)) == {"name": "*", "text": "back at 5"}
+        await other.send('{"text": "only me"}')
+        assert json.loads(await heard(other)) == {"name": "x", "text": "only me"}
 
 
 async def test_starlette_chat(tmp_path: Path) -> None:
-    """Browsers of one room hear each other and the announcement, whichever worker serves them; another room does not."""
+    """A consumer mounted in Starlette, and an endpoint that announces what its body says."""
     with running("starlette_chat", tmp_path) as site:
-        async with AsyncExitStack() as stack, httpx.AsyncClient() as browser:
-            assert "<form>" in (await browser.get(site.http("/"), timeout=SECONDS)).text
-            paths = [f"/ws/Z%C3%BCrich/{number}" for number in range(6)]
-            room = [await stack.enter_async_context(site.socket(path)) for path in paths]
-            other = await stack.enter_async_context(site.socket("/ws/Bern/x"))
-            await room[0].send('{"text": "hello"}')
-            for client in room:
-                assert json.loads(await heard(client)) == {"name": "0", "text": "hello"}
-            answer = await browser.post(site.http("/announce/Zürich"), content="back at 5", timeout=SECONDS)
-            assert answer.text == "announced\n"
-            for client in room:
-                assert json.loads(await heard(client)) == {"name": "*", "text": "back at 5"}
-            await other.send('{"text": "only me"}')
-            assert json.loads(await heard(other)) == {"name": "x", "text": "only me"}
+        await chats(site, "POST", "/announce/Zürich", "back at 5")
+        assert "Traceback" not in site.program.output
+
+
+async def test_litestar_chat(tmp_path: Path) -> None:
+    """A consumer mounted in Litestar, and a handler that announces."""
+    with running("litestar_chat", tmp_path) as site:
+        await chats(site, "POST", "/announce/Zürich?text=back+at+5")
+        assert "Traceback" not in site.program.output
+
+
+async def test_django_native(tmp_path: Path) -> None:
+    """Trunkline's consumer in Django without Channels, and a plain view that announces."""
+    with running("django_native", tmp_path) as site:
+        await chats(site, "GET", "/announce/Zürich?text=back+at+5")
+        assert "Traceback" not in site.program.output
+
+
+async def test_live_dashboard(tmp_path: Path) -> None:
+    """What Celery's forked processes say is read by every open dashboard, in order."""
+    with running("live_dashboard", tmp_path) as site:
+        async with AsyncExitStack() as stack, httpx.AsyncClient(timeout=SECONDS) as browser:
+            assert "EventSource" in (await browser.get(site.http("/"))).text
+            streams = []
+            for _ in range(2):
+                stream = await stack.enter_async_context(browser.stream("GET", site.http("/progress/")))
+                lines = stream.aiter_lines()
+                assert await anext(lines) == ": welcome"
+                streams.append(lines)
+            answer = await browser.post(site.http("/orders?loaves=3"))
+            assert answer.json() == {"order": 1}
+            for lines in streams:
+                told = []
+                while len(told) < 3:
+                    line = await anext(lines)
+                    if line.startswith("data: "):
+                        told.append(json.loads(line.removeprefix("data: ")))
+                assert [(each["order"], each["done"], each["of"]) for each in told] == [
+                    (1, done, 3) for done in (1, 2, 3)
+                ]
+                assert told[0]["worker"] != site.program.process.pid
+        site.program.process.terminate()
+        await asyncio.to_thread(site.program.ended)
+        assert not alive(site.layer)
+
+
+def test_many_processes(tmp_path: Path) -> None:
+    """A group and a work queue over processes without a server; the one that is killed is gone, the others go on."""
+    folder = EXAMPLES / "many_processes"
+    words = command("many_processes")[1:]
+    with Program(words, folder, tmp_path / "log") as program:
+        program.ended()
+        assert program.output == (
+            "here: Ada Bob Eve\nsquares: 0 1 4 9 16 25 36 49 64 81\nhere after kill -9: Ada Eve\n"
+        )
+
+
+async def test_presence_cursors(tmp_path: Path) -> None:
+    """Everybody on a board is told who is there and where their cursors are, the one who moves excepted."""
+    with running("presence_cursors", tmp_path) as site:
+        async with AsyncExitStack() as stack, httpx.AsyncClient(timeout=SECONDS) as browser:
+            assert "cursor" in (await browser.get(site.http("/"))).text
+
+            async def until(client: Any, names: list[str]) -> dict[str, Any]:
+                while sorted((told := json.loads(await heard(client))).get("there", {}).values()) != names:
+                    pass
+                return told
+
+            names = ["Ada", "Bob", "Eve", "Zoë"]
+            clients = [await stack.enter_async_context(site.socket(f"/ws/main/{name}")) for name in names]
+            ids = [(await until(client, names))["me"] for client in clients]
+            await clients[0].send('{"x": 500, "y": 10}')
+            for client in clients[1:]:
+                while "x" not in (told := json.loads(await heard(client))):
+                    pass
+                assert told == {"id": ids[0], "x": 500, "y": 10}
+            await clients[0].close()
+            for client in clients[1:]:
+                assert ids[0] not in (await until(client, names[1:]))["there"]
+        assert "Traceback" not in site.program.output
 
 
 async def test_fastapi_chat(tmp_path: Path) -> None:
