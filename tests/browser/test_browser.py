@@ -188,6 +188,30 @@ async def test_a_window_survives_its_server(browser: Browser, demo: Demo) -> Non
         )
 
 
+async def test_nothing_is_missed_while_unplugged(browser: Browser, demo: Demo) -> None:
+    """A window whose server was killed, and which cannot reach another for a while, then has all that was said, in order."""
+    async with visit(browser, lost=True) as here, visit(browser) as there:
+        anna, greta = await here.new_page(), await there.new_page()
+        await anna.goto(f"{demo.url}?room=unplugged")
+        number = await server_of(anna)
+        await greta.goto(f"{demo.url}?room=unplugged&not={number}")
+        await server_of(greta)
+        await call(greta, "Greta")
+        await say(greta, "one")
+        await expect(anna.locator(".message .body")).to_have_text(["one"])
+        await here.set_offline(True)
+        os.kill(demo.pid(f"server {number}"), signal.SIGKILL)
+        await expect(anna.locator("#state")).to_contain_text("reconnecting")
+        for text in ("two", "three", "four"):
+            await say(greta, text)
+            await expect(greta.locator(".message .body").last).to_have_text(text)
+        await here.set_offline(False)
+        await server_of(anna)
+        await say(greta, "five")
+        await expect(anna.locator(".message .body")).to_have_text(["one", "two", "three", "four", "five"])
+        await asyncio.to_thread(demo.find, rf"^server {number} is back as pid")
+
+
 @pytest.mark.parametrize("width", [1280, 390, 320])
 async def test_every_part_has_its_place(browser: Browser, demo: Demo, width: int) -> None:
     """On wide and narrow screens nothing is cut off, each control has a name, and all five parts are shown alive."""

@@ -108,6 +108,7 @@ async def test_a_message_crosses_processes(demo: Demo) -> None:
         assert ada.hello["pid"] != grace.hello["pid"]
         await ada.ask(do="say", text="Grüezi\n<b>", ref=7)
         line = await grace.line(**{"is": "message"})
+        assert line.pop("position").startswith("demo.room.")
         assert line == {
             "is": "message",
             "text": "Grüezi\n<b>",
@@ -118,7 +119,30 @@ async def test_a_message_crosses_processes(demo: Demo) -> None:
             "server": ada.hello["server"],
             "pid": ada.hello["pid"],
         }
-        assert await ada.line(**{"is": "message"}) == line
+        own = await ada.line(**{"is": "message"})
+        assert own.pop("position")
+        assert own == line
+
+
+async def test_a_window_that_comes_back_gets_what_it_missed(demo: Demo) -> None:
+    """It says where it was, to whichever process answers: the lines in between come once, before anything new."""
+    async with window(demo, room="away", name="Grace") as grace:
+        async with window(demo, room="away", name="Ada") as ada:
+            await ada.ask(do="say", text="1")
+            since = (await ada.line(text="1"))["position"]
+        for number in range(2, 5):
+            await grace.ask(do="say", text=str(number))
+            await grace.line(text=str(number))
+        for place in range(3):  # another process, more likely than not
+            async with window(demo) as again:
+                await again.ask(do="join", room="away", name="Ada", back=True, since=since)
+                await grace.line(**{"is": "joined"})
+                await grace.ask(do="say", text=f"new {place}")
+                got = [line["text"] for line in await again.until(text=f"new {place}") if "text" in line]
+                assert got == ["2", "3", "4", *(f"new {before}" for before in range(place + 1))]
+        async with window(demo) as lost:
+            await lost.ask(do="join", room="away", name="Ada", since="demo.room.away:1.abc")
+            assert (await lost.line(**{"is": "here"}))["lost"] is True
 
 
 async def test_rooms_are_separate(demo: Demo) -> None:

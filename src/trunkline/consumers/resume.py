@@ -17,7 +17,7 @@ from ..errors import HistoryLost
 from ..history import place_of
 from ..switchboard import Sink
 
-__all__ = ["Resuming", "asked"]
+__all__ = ["Past", "Resuming", "asked"]
 
 Event = MutableMapping[str, Any]
 
@@ -37,47 +37,13 @@ def asked(scope: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-class Resuming:
-    """The events of one consumer: first what its client missed, then what comes.
+class Past:
+    """What one client missed of its groups."""
 
-    Args:
-        receive: Waits for the next event of the layer.
-    """
-
-    def __init__(self, receive: Callable[[], Awaitable[Event]]) -> None:
-        self._receive = receive
-        self._ready = asyncio.Event()
+    def __init__(self) -> None:
         self._missed: deque[Event] = deque()
-        #: By group, the last place that was among what was missed.
+        #: By group, the last place that was among it.
         self._until: dict[str, int] = {}
-
-    async def __call__(self) -> Event:
-        """Wait for the next event; none comes before the connection is made."""
-        if not self._ready.is_set():
-            await self._ready.wait()
-        if self._missed:
-            return self._missed.popleft()
-        while self.had(event := await self._receive()):
-            pass
-        return event
-
-    def go(self) -> None:
-        """The connection is made: from now on events come."""
-        self._ready.set()
-
-    def had(self, event: Mapping[str, Any]) -> bool:
-        """Whether it was among what the client missed, and has been given."""
-        if not self._until or "position" not in event:
-            return False
-        try:
-            group, place = place_of(event["position"])
-        except HistoryLost:  # an event of the user's own making
-            return False
-        return place <= self._until.get(group, 0)
-
-    def before(self, sink: Sink) -> Sink:
-        """The sink, but for what was among what the client missed."""
-        return lambda message, shared: self.had(message) or sink(message, shared)
 
     async def begin(
         self, layer: Any, groups: Iterable[str], positions: Mapping[str, str]
@@ -113,3 +79,49 @@ class Resuming:
         self._missed += found
         if found:
             self._until[group] = place_of(found[-1]["position"])[1]
+
+    def drain(self) -> list[Event]:
+        """Everything that was missed."""
+        missed, self._missed = list(self._missed), deque()
+        return missed
+
+    def had(self, event: Mapping[str, Any]) -> bool:
+        """Whether it was among what the client missed, and has been given."""
+        if not self._until or "position" not in event:
+            return False
+        try:
+            group, place = place_of(event["position"])
+        except HistoryLost:  # an event of the user's own making
+            return False
+        return place <= self._until.get(group, 0)
+
+
+class Resuming(Past):
+    """The events of one consumer: first what its client missed, then what comes.
+
+    Args:
+        receive: Waits for the next event of the layer.
+    """
+
+    def __init__(self, receive: Callable[[], Awaitable[Event]]) -> None:
+        super().__init__()
+        self._receive = receive
+        self._ready = asyncio.Event()
+
+    async def __call__(self) -> Event:
+        """Wait for the next event; none comes before the connection is made."""
+        if not self._ready.is_set():
+            await self._ready.wait()
+        if self._missed:
+            return self._missed.popleft()
+        while self.had(event := await self._receive()):
+            pass
+        return event
+
+    def go(self) -> None:
+        """The connection is made: from now on events come."""
+        self._ready.set()
+
+    def before(self, sink: Sink) -> Sink:
+        """The sink, but for what was among what the client missed."""
+        return lambda message, shared: self.had(message) or sink(message, shared)

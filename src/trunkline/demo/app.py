@@ -14,11 +14,12 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from ..consumers import AsyncHttpConsumer, AsyncJsonWebsocketConsumer, DenyConnection
+from ..consumers.resume import Past
 from ..errors import ChannelFull, MessageTooLarge, TransportUnavailable
 from ..names import safe_group_name
 from .thumbnails import MAX_IMAGE, QUEUE
@@ -126,6 +127,8 @@ class Chat(AsyncJsonWebsocketConsumer):
         self.id = os.urandom(6).hex()
         self.room = ""
         self.name = ""
+        #: What this window missed of its room, and has been shown.
+        self._past = Past()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve the window, and count it as long as it lasts, however it ends."""
@@ -199,6 +202,7 @@ class Chat(AsyncJsonWebsocketConsumer):
         self.name = name
         await self._enter(room)
         self.room = room
+        await self._show_past(room, content.get("since"))
         await self._tell_room({"is": "joined", "back": content.get("back") is True})
 
     async def _enter(self, room: str) -> None:
@@ -211,6 +215,22 @@ class Chat(AsyncJsonWebsocketConsumer):
         present = await self.channel_layer.presence(_group(room))
         names = list(dict.fromkeys(each.user for each in present))[:_SHOWN]
         await self.send_json({"is": "who", "room": room, "names": names})
+
+    async def _show_past(self, room: str, since: Any) -> None:
+        """Show a window that was in the room before what was said there meanwhile; live lines come after it."""
+        group = _group(room)
+        self._past = Past()
+        if not self.channel_layer.remembers(group):
+            return
+        asked = {group: since} if isinstance(since, str) else {}
+        positions, lost = await self._past.begin(self.channel_layer, [group], asked)
+        for event in self._past.drain():
+            if event["type"] == "room.line":  # who came and went meanwhile is of no interest any more
+                await self._show(event)
+        if not asked or lost:
+            await self.send_json(
+                {"is": "here", "room": room, "position": positions[group], "lost": bool(lost)}
+            )
 
     async def _say(self, content: dict[str, Any]) -> None:
         self._in_a_room()
@@ -260,8 +280,15 @@ class Chat(AsyncJsonWebsocketConsumer):
 
     async def room_line(self, event: dict[str, Any]) -> None:
         """A line of the room."""
+        if not self._past.had(event):
+            await self._show(event)
+
+    async def _show(self, event: Mapping[str, Any]) -> None:
         self.here.shown += 1
-        await self.send_json(event["line"])
+        line = event["line"]
+        if "position" in event:
+            line = {**line, "position": event["position"]}
+        await self.send_json(line)
 
     async def announcement(self, event: dict[str, Any]) -> None:
         """A line from outside, for every room."""

@@ -20,6 +20,7 @@ import uvicorn
 from uvicorn.config import WS_PROTOCOLS
 
 from .. import ChannelLayer, TransportUnavailable, configure, get_channel_layer
+from ..opening import transport_class
 from ..routing import ChannelNameRouter, PathRouter, ProtocolTypeRouter
 from ..worker import Worker
 from .app import EVERYONE, Chat, Here, Page
@@ -36,8 +37,10 @@ _GRACE = 2
 
 
 def layer_settings(url: str) -> dict[str, Any]:
-    """What ``configure`` gets: the layer of the URL, with a short queue for the worker."""
-    config = {"url": url, "channel_capacity": {QUEUE: WAITING}}
+    """What ``configure`` gets: the layer of the URL, with a short queue for the worker, and rooms that remember."""
+    config: dict[str, Any] = {"url": url, "channel_capacity": {QUEUE: WAITING}}
+    if "history" in transport_class(urlsplit(url).scheme).features:
+        config["history"] = {"demo.room.*": {"size": 300, "seconds": 3600}}
     return {"default": {"BACKEND": "trunkline.layer_from_url", "CONFIG": config}}
 
 

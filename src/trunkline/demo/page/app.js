@@ -13,6 +13,7 @@ const mine = new Set(); // the ids this window had, one per connection
 const parts = new Map(); // "server 1" or "worker" -> its last pulse
 const who = new Set(); // the people in the room
 const sent = new Map(); // ref of a message -> when it was sent
+const positions = new Map(); // room -> where this window stands in it
 let name = recall("name") || NAMES[Math.floor(Math.random() * NAMES.length)];
 let room = here.searchParams.get("room")?.trim().slice(0, 60) || "Lobby";
 let avoid = Number(here.searchParams.get("not")) || 0; // the server another window has
@@ -56,7 +57,7 @@ function lost() {
   donePicture();
   const delay = Math.min(5000, 200 * 2 ** attempts++) * (0.75 + Math.random() / 2);
   timer = setTimeout(connect, delay);
-  if (was && joined) note(room, `The connection to server ${was.server} (pid ${was.pid}) was lost. This window misses what is said until it is back.`);
+  if (was && joined) note(room, `The connection to server ${was.server} (pid ${was.pid}) was lost. What is said meanwhile is fetched when it is back.`);
   showState(`reconnecting in ${(delay / 1000).toFixed(1)} s`);
 }
 function ask(content) {
@@ -66,7 +67,7 @@ function ask(content) {
 }
 function join() {
   if (!hello) return;
-  socket.send(JSON.stringify({ do: "join", room, name, back: joined }));
+  socket.send(JSON.stringify({ do: "join", room, name, back: joined, since: positions.get(room) }));
   joined = true;
 }
 
@@ -100,6 +101,10 @@ const taking = {
   },
   came(line) { if (line.room === room) showWho(who.add(line.who)); },
   gone(line) { if (line.room === room) showWho(who.delete(line.who)); },
+  here(line) {
+    positions.set(line.room, line.position);
+    if (line.lost) note(line.room, "More was said meanwhile than the room remembers.");
+  },
   error(line) { donePicture(); complain(line.text); },
   announcement(line) {
     for (const each of rooms.keys()) add(each, line);
@@ -108,6 +113,7 @@ const taking = {
 };
 function take(line) {
   if (Object.hasOwn(taking, line.is)) return taking[line.is](line);
+  if (line.position) positions.set(line.room, line.position);
   if (mine.has(line.by)) {
     if (line.is === "picture") donePicture();
     if (sent.has(line.ref)) {
