@@ -254,7 +254,56 @@ async def test_who_is_there(make_channel_layer: Any) -> None:
     assert {report.health.state for report in reports} == {"ok"}
 
 
-# 9. One message's life has five steps, everywhere the same.
+# 9. A group may remember, for those who come back; and a message may be for some only.
+
+
+async def test_what_was_missed() -> None:
+    """Every event of a group with a history has a position; what came after one can be asked for."""
+    layer = InMemoryChannelLayer(history={"room.*": {"size": 100, "seconds": 3600}})
+    here = await layer.group_position("room.1")
+
+    await layer.group_send("room.1", {"type": "chat.message", "text": "while you were away"})
+
+    (missed,) = await layer.group_history("room.1", since=here)
+    assert missed["text"] == "while you were away"
+    assert await layer.group_history("room.1", since=missed["position"]) == []
+    await layer.close()
+
+
+async def test_everyone_but_me(channel_layer: InMemoryChannelLayer) -> None:
+    """exclude passes members over; groups_send reaches each channel once; an id makes a second try harmless."""
+    mine, yours = await channel_layer.new_channel(), await channel_layer.new_channel()
+    for group, channel in (("room", mine), ("room", yours), ("staff", yours)):
+        await channel_layer.group_add(group, channel)
+
+    await channel_layer.group_send("room", {"type": "typing"}, exclude=mine)
+    for _ in range(2):
+        await channel_layer.groups_send(["room", "staff"], {"type": "news"}, id="news 1")
+    await channel_layer.group_send("room", {"type": "end"})
+
+    assert [(await channel_layer.receive(yours))["type"] for _ in range(3)] == ["typing", "news", "end"]
+    assert [(await channel_layer.receive(mine))["type"] for _ in range(2)] == ["news", "end"]
+
+
+async def test_a_slow_member() -> None:
+    """What a full channel loses is decided by its name; of a latest_only group a slow member gets the newest."""
+    layer = InMemoryChannelLayer(capacity=2, overflow={"feed.*": "drop oldest"}, latest_only=["cursor"])
+    slow = await layer.new_channel("feed")
+    for group in ("cursor", "log"):
+        await layer.group_add(group, slow)
+
+    for n in range(5):
+        await layer.group_send("cursor", {"cursor": n})
+    assert await layer.receive(slow) == {"cursor": 4}
+
+    for n in range(5):
+        await layer.group_send("log", {"n": n})
+    assert [await layer.receive(slow) for _ in range(2)] == [{"n": 3}, {"n": 4}]
+    assert layer.stats().missed == 3
+    await layer.close()
+
+
+# 10. One message's life has five steps, everywhere the same.
 
 
 def test_the_five_steps() -> None:
