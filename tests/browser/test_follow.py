@@ -26,7 +26,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 DOCS = Path(__file__).parents[2] / "docs" / "history.md"
 SCRIPT = re.search(r"```js\n(.*?)```", DOCS.read_text(), re.S)[1]  # type: ignore[index]
-PAGE = b"""<!doctype html><title>follow</title><link rel="icon" href="data:,"><ol></ol><p>connecting</p><b></b><script type="module">
+PAGE = b"""<!doctype html><title>follow</title><link rel="icon" href="data:,"><ol></ol><p>connecting</p><b></b>
+<script type="module">
 import { follow } from "/follow.js";
 const list = document.querySelector("ol");
 const add = (text) => list.append(Object.assign(document.createElement("li"), { textContent: text }));
