@@ -41,7 +41,13 @@ def place(page: Path, offset: int) -> str:
 
 def shown_files(page: Path) -> dict[str, str]:
     """Blocks that begin with the name of a file are that file."""
-    return dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page.read_text(), re.S))
+    return dict(re.findall(r"```python\n# ([\w/]+\.py)\n(.*?)```", page.read_text(), re.S))
+
+
+def write(files: dict[str, str], folder: Path) -> None:
+    for name, code in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(code)
 
 
 def blocks() -> list[Block]:
@@ -55,8 +61,7 @@ def blocks() -> list[Block]:
 @pytest.mark.parametrize("block", blocks(), ids=[block.place for block in blocks()])
 def test_code_runs(block: Block, tmp_path: Path) -> None:
     """Every Python block runs as it stands, under pytest where it is a test, and prints what the page says."""
-    for name, code in block.files.items():
-        (tmp_path / name).write_text(code)
+    write(block.files, tmp_path)
     is_test = re.search(r"^(?:async )?def test_|^class Test", block.code, re.M) is not None
     program = tmp_path / ("test_block.py" if is_test else "block.py")
     # Its folder below /tmp is one of its own: another version may have left its file there.
@@ -134,8 +139,7 @@ def test_commands_print_what_the_page_says(
     where: str, session: str, files: dict[str, str], tmp_path: Path
 ) -> None:
     """Lines with a `$` are typed into a shell, each when the output before it is there; ` &` stays in the background."""
-    for name, code in files.items():
-        (tmp_path / name).write_text(code)
+    write(files, tmp_path)
     log = tmp_path / "log"
     expected = ""
 
