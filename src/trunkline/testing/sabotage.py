@@ -439,7 +439,48 @@ def push_later_without_bound(transport: Any, link: Link) -> None:
 
 
 #: Each fault, and a promise that must notice it.
+def history_repeats_a_place(transport: Any, link: Link) -> None:
+    """A place is asked for and then taken, in two steps: nodes that append at the same time share one."""
+    real_recall, real = transport.recall, transport.remember
+    given: dict[str, str] = {}
+
+    async def remember(topic: str, frame: bytes, mark: str, size: int, seconds: float) -> tuple[int, str]:
+        newest = await real_recall(topic, None, 1)
+        await asyncio.sleep(0)
+        await real(topic, frame, mark, size, seconds)
+        before, given[topic] = given.get(topic, ""), mark
+        return (newest[-1][0] + 1 if newest else 1), before
+
+    transport.remember = remember
+
+
+def history_forgets_the_one_before(transport: Any, link: Link) -> None:
+    """The mark of the frame before is that of this node's own last one, not of the last one of all."""
+    real = transport.remember
+    own: dict[str, str] = {}
+
+    async def remember(topic: str, frame: bytes, mark: str, size: int, seconds: float) -> tuple[int, str]:
+        place, _ = await real(topic, frame, mark, size, seconds)
+        before, own[topic] = own.get(topic, ""), mark
+        return place, before
+
+    transport.remember = remember
+
+
+def history_grows(transport: Any, link: Link) -> None:
+    """What is too much or too old is only left out of the answer when somebody thinks of it."""
+    real = transport.remember
+
+    async def remember(topic: str, frame: bytes, mark: str, size: int, seconds: float) -> tuple[int, str]:
+        return await real(topic, frame, mark, 1 << 30, 1e6)  # type: ignore[no-any-return]
+
+    transport.remember = remember
+
+
 FAULTS: dict[Fault, str] = {
+    history_repeats_a_place: "test_places_are_given_once",
+    history_forgets_the_one_before: "test_what_is_remembered_has_places",
+    history_grows: "test_a_history_is_bounded",
     subscribe_returns_early: "test_nothing_is_missed_after_subscribe",
     publish_loses: "test_order_of_concurrent_calls",
     publish_doubles: "test_order_of_concurrent_calls",
