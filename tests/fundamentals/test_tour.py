@@ -254,6 +254,30 @@ async def test_who_is_there(make_channel_layer: Any) -> None:
     assert {report.health.state for report in reports} == {"ok"}
 
 
+async def test_who_is_in_a_group(make_channel_layer: Any) -> None:
+    """A group knows who is present, in every process; a user with two windows comes once and goes once."""
+    here, there = make_channel_layer(), make_channel_layer()
+    if "presence" not in here.extensions:
+        pytest.skip("this layer's transport keeps no records")
+    phone, laptop = await here.new_channel(), await there.new_channel()
+
+    await here.group_add("room", phone, presence={"on": "phone"}, user="ann", announce=True)
+    await there.group_add("room", laptop, presence={"on": "laptop"}, user="ann", announce=True)
+
+    assert [(each.user, each.metadata["on"]) for each in await there.presence("room")] == [
+        ("ann", "phone"),
+        ("ann", "laptop"),
+    ]
+    assert await here.presence_count("room") == (2, 1)
+    assert (await here.receive(phone))["type"] == "presence.join"
+
+    await here.group_discard("room", phone)
+    watcher = await here.new_channel()
+    await here.group_add("room", watcher)
+    await there.group_discard("room", laptop)
+    assert (await here.receive(watcher))["type"] == "presence.leave"
+
+
 # 9. A group may remember, for those who come back; and a message may be for some only.
 
 

@@ -503,7 +503,7 @@ class Store:
     def left_behind(self, topic: str, node: str, count: int) -> list[tuple[str, str, str, bytes]]:
         """Some of the records of other nodes whose lease has ended: node, key, tag, value."""
         return self._do(
-            "SELECT r.node, r.key, r.tag, r.value FROM keeper k JOIN record r ON r.topic = k.topic AND r.node = k.node"
+            "SELECT r.node, r.key, r.tag, r.value FROM keeper k CROSS JOIN record r ON r.topic = k.topic AND r.node = k.node"
             " WHERE k.topic = ? AND k.node <> ? AND k.until <= ? LIMIT ?",
             (topic, node, time.time(), count),
         ).fetchall()
