@@ -62,11 +62,13 @@ class Card(NamedTuple):
 class _Member:
     """A member of this process, and the record that stands for it."""
 
-    __slots__ = ("card", "channel", "key", "since", "tag", "value")
+    __slots__ = ("back", "card", "channel", "key", "since", "tag", "value")
 
     def __init__(self, channel: str, card: Card, key: str, since: float, tag: str, value: bytes) -> None:
         self.channel, self.card = channel, card
         self.key, self.since, self.tag, self.value = key, since, tag, value
+        #: How many had its tag when it came back by a change, after it was reaped or lost: the next renewal tells which.
+        self.back = 0
 
 
 class Presence:
@@ -241,6 +243,10 @@ class Presence:
             raise
         if count and old is None:
             await self._tell("presence.join", group, member, count == 1)
+        elif count:
+            member.back = count
+            with contextlib.suppress(TransportUnavailable, LayerClosed):  # then with the next sign of life
+                await self._renew([group])
 
     def _member(self, channel: str, card: Card, old: _Member | None) -> _Member:
         self._last += 1
@@ -317,16 +323,16 @@ class Presence:
             if not self._stays(group, channel) and (group, channel) not in self._changing
         ]
 
-    async def _renew(self) -> None:
-        if not self._rooms:
+    async def _renew(self, groups: list[str] | None = None) -> None:
+        groups = list(self._rooms) if groups is None else groups
+        if not groups:
             return
-        news = await self._transport.renew_records(list(self._rooms), self.lease)
-        # Told again each time until all is kept anew: what fails half-way is not forgotten.
+        news = await self._transport.renew_records(groups, self.lease)
         self._anew.update(dict.fromkeys(news.forgotten, False))
         self._anew.update(dict.fromkeys(news.reaped, True))
         for group in news.lapsed:
             self.reap(group)
-        for group, tell in tuple(self._anew.items()):
+        for group, tell in tuple(self._anew.items()):  # what failed half-way is done again
             channels = tuple(self._rooms.get(group, ()))
             await _in_parts(self._keep_anew(group, channel, tell) for channel in channels)
             self._anew.pop(group, None)
@@ -336,6 +342,7 @@ class Presence:
         if member is None:
             return
         count = await self._keep(group, member)
+        count, member.back = count or member.back, 0
         if tell and count:
             await self._tell("presence.join", group, member, count == 1)
 
