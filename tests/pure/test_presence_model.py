@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from trunkline.envelope import Seal
@@ -187,6 +187,17 @@ _hubs = iter(range(10**9))
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
+@example([("join", 0, 0, None), ("lapse", 0, 0, None), ("leave", 0, 0, None)])
+@example([("join", 0, 0, "ann"), ("lapse", 0, 0, None), ("join", 0, 0, "ann")])
+@example(
+    [
+        ("join", 0, 0, "ann"),
+        ("join", 1, 0, "ann"),
+        ("die", 0, 0, None),
+        ("lapse", 1, 0, None),
+        ("renew", 1, 0, None),
+    ]
+)
 def test_presence_is_a_set(steps: list[Step]) -> None:
     """After any joins, leaves, deaths, cuts and losses all nodes agree with a plain set, and the events tell its story."""
     asyncio.run(_play(steps, f"model {next(_hubs)}"))
