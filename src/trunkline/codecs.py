@@ -42,13 +42,13 @@ def _encode_msgpack(message: Mapping[str, Any]) -> bytes:
     except TypeError as error:
         body = _encode_plain(message, error)
     if body[0] & 0xF0 != 0x80 and body[0] not in (0xDE, 0xDF):
-        raise InvalidMessage(f"a message is a dict, not {type(message).__name__}")
+        raise InvalidMessage(f'a message is a dict, not {type(message).__name__}: write {{"type": …}}')
     return body
 
 
 def _encode_json(message: Mapping[str, Any]) -> bytes:
     if not isinstance(message, dict):
-        raise InvalidMessage(f"a message is a dict, not {type(message).__name__}")
+        raise InvalidMessage(f'a message is a dict, not {type(message).__name__}: write {{"type": …}}')
     plain = _plain(message, "message", 0, binary=False)
     return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -70,8 +70,9 @@ def _plain(value: Any, path: str, depth: int, binary: bool = True) -> Any:
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str) or isinstance(key, enum.Enum):
+                fix = "write its .value" if isinstance(key, enum.Enum) else f"write str({key!r})"
                 raise InvalidMessage(
-                    f"{path}: the key {key!r} is {type(key).__name__}; keys of a message are str"
+                    f"{path}: the key {key!r} is {type(key).__name__}; keys of a message are str: {fix}"
                 )
         return {
             _text(key, path): _plain(item, f"{path}[{key!r}]", depth + 1, binary)
@@ -92,7 +93,8 @@ def _plain(value: Any, path: str, depth: int, binary: bool = True) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     raise InvalidMessage(
-        f"{path}: {type(value).__name__} is not a type that travels (None, bool, int, float, str, bytes, list, dict)"
+        f"{path}: {type(value).__name__} is not a type that travels (None, bool, int, float, str, bytes, list, dict): "
+        "turn it into one of them first, e.g. by str(…)"
     )
 
 

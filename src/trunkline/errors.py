@@ -106,6 +106,9 @@ class Refused(TrunklineError):
 class ChannelFull(Refused):
     """The channel holds as many messages as its capacity allows."""
 
+    def __str__(self) -> str:
+        return f"{super().__str__().rstrip('.')}. It was not sent: send it later, raise the capacity, or add readers"
+
 
 class MessageTooLarge(Refused):
     """The message is larger than the layer carries."""

@@ -20,10 +20,18 @@ from typing import Any
 
 from .errors import ConfigurationError
 from .layer import ChannelLayer
+from .logs import logger
 from .settings import Options, Settings, nearest, shown_url, split_url
 from .transport import Transport
 
-__all__ = ["configure", "get_channel_layer", "layer_from_url", "layer_settings", "transport_class"]
+__all__ = [
+    "configure",
+    "get_channel_layer",
+    "layer_from_url",
+    "layer_settings",
+    "shared_places",
+    "transport_class",
+]
 
 #: URL scheme -> "module:class". Installed packages add theirs by entry points of the group ``trunkline.transports``.
 TRANSPORTS = {
@@ -68,6 +76,8 @@ def configure(layers: Mapping[str, Any] | str | None) -> None:
             f"configure() takes a URL or a dict of alias: settings, not {type(layers).__name__}"
         )
     made = {} if layers is None else {alias: make_layer(alias, spec) for alias, spec in layers.items()}
+    for text in shared_places(made):
+        logger.warning("%s", text)
     with _lock:
         _configured = None if layers is None else dict(layers)
         _layers.clear()
@@ -95,6 +105,23 @@ def get_channel_layer(alias: str = "default") -> Any:
         if url not in _layers:
             _layers[url] = layer_from_url(url)
         return _layers[url]
+
+
+def shared_places(layers: Mapping[str, Any]) -> list[str]:
+    """What is to be said about layers with one prefix in one place, where each gets the other's messages."""
+    seen: dict[str, str] = {}
+    found = []
+    for alias, layer in layers.items():
+        made = getattr(layer, "_make_transport", None)
+        if isinstance(made, partial):
+            kept = {key: made.keywords.get(key) for key in ("server", "schema")}
+            place = repr((made.func, made.args, made.keywords.get("prefix", "asgi"), kept))
+            if (first := seen.setdefault(place, alias)) != alias:
+                found.append(
+                    f"CHANNEL_LAYERS[{first!r}] and CHANNEL_LAYERS[{alias!r}] have the same servers and the same prefix: "
+                    f'each gets the other\'s messages. Give {alias!r} a prefix of its own: "prefix": "{alias}"'
+                )
+    return found
 
 
 @contextlib.contextmanager
@@ -170,9 +197,9 @@ def layer_from_url(url: str, **options: Any) -> ChannelLayer:
     """
     parts = split_url(url, "the URL of a layer")
     scheme = parts.scheme
-    if not scheme:
+    if not scheme or parts.path.isdigit():  # localhost:6379
         raise ConfigurationError(
-            f"{shown_url(url)!r} is not a URL of a layer; it looks like: embedded:///run/my-project"
+            f"{shown_url(url)!r} is not a URL of a layer; it looks like redis://localhost:6379 or embedded:///run/my-project"
         )
     if scheme.startswith("chaos+"):
         made: ChannelLayer = importlib.import_module(_CHAOS).layer_of_url(url, **options)

@@ -84,6 +84,7 @@ def test_a_ready_made_layer() -> None:
         ({"default": {"BACKEND": MEMORY, "CONFIG": {"capacity": "1"}}}, "capacity is a whole number"),
         ({"default": {"BACKEND": MEMORY, "CONFIG": [1]}}, r"\['CONFIG'\] is a dict"),
         ("chat", "'chat' is not a URL of a layer"),
+        ("localhost:6379", "'localhost:6379' is not a URL of a layer; it looks like redis://localhost:6379"),
         ("embeded:///x", "did you mean 'embedded'"),
         ("memory://x?capcity=3", "did you mean 'capacity'"),
         ("memory://x?capacity=none", "capacity is a whole number"),
@@ -95,6 +96,19 @@ def test_wrong_turns(layers: Any, complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint) as caught:
         trunkline.configure(layers)
     assert not isinstance(caught.value, KeyError)
+
+
+def test_two_names_for_one_place(caplog: pytest.LogCaptureFixture) -> None:
+    """Layers with the same servers and prefix get each other's messages: that is said once, with the fix."""
+    trunkline.configure(
+        {"a": "memory://", "b": "memory://?prefix=b", "c": "memory://x", "d": {"BACKEND": MEMORY}}
+    )
+    trunkline.configure({"a": {"BACKEND": MEMORY}, "b": {"BACKEND": MEMORY}})  # each of its own hub
+    assert not caplog.records
+    trunkline.configure({"default": "redis://:zecret@h", "jobs": "redis://:zecret@h?prefix=asgi&capacity=5"})
+    (record,) = caplog.records
+    assert record.getMessage().endswith('Give \'jobs\' a prefix of its own: "prefix": "jobs"')
+    assert "zecret" not in record.getMessage()
 
 
 def test_direct_construction() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import Authority
 
+from certificates import Authority
 from servers import Server, free_port, servers
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from certificates import Authority
 
+from certificates import Authority
 from sentinels import Sentinel
 from servers import Server, free_port
 from trunkline.errors import TransportUnavailable

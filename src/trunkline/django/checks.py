@@ -12,14 +12,14 @@ from django.utils.module_loading import import_string
 from ..errors import ConfigurationError
 from ..layer import ChannelLayer
 from ..layers import InMemoryChannelLayer
-from ..opening import make_layer
+from ..opening import make_layer, shared_places
 from .configured import usable
 
 __all__ = ["check_channel_layers", "check_deployment"]
 
 
 def check_channel_layers(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """Report every wrong entry, with its fix (``trunkline.E001``)."""
+    """Report every wrong entry, with its fix (``trunkline.E001``), and two that are one (``trunkline.W002``)."""
     specs = getattr(settings, "CHANNEL_LAYERS", None) or {}
     if not isinstance(specs, Mapping):
         return [
@@ -29,10 +29,12 @@ def check_channel_layers(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
                 id="trunkline.E001",
             )
         ]
-    return [
+    made: dict[str, ChannelLayer] = {}
+    found: list[CheckMessage] = [
         Error(text, hint="Mend CHANNEL_LAYERS in your settings.", id="trunkline.E001")
-        for text in _mistakes(specs)
+        for text in _mistakes(specs, made)
     ]
+    return found + [Warning(text, id="trunkline.W002") for text in shared_places(made)]
 
 
 def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -49,14 +51,16 @@ def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     ]
 
 
-def _mistakes(specs: Mapping[str, Any]) -> Iterator[str]:
+def _mistakes(specs: Mapping[str, Any], made: dict[str, ChannelLayer]) -> Iterator[str]:
     for alias, spec in specs.items():
         if (found := _class(spec)) and not issubclass(found, ChannelLayer):
             continue  # somebody else's layer: making one might connect, or need an event loop
         for config in ("CONFIG", "TEST_CONFIG"):
             if config == "CONFIG" or (isinstance(spec, Mapping) and config in spec):
                 try:
-                    make_layer(alias, usable(alias, spec), config)
+                    layer = make_layer(alias, usable(alias, spec), config)
+                    if config == "CONFIG":
+                        made[alias] = layer
                 except ConfigurationError as error:
                     yield str(error)
                     break

@@ -160,7 +160,10 @@ class Link:
 
     def unavailable(self, on_its_way: bool = False) -> TransportUnavailable:
         """The error for whoever cannot be served now."""
-        text = f"{self.shown} cannot be reached: {self._trouble or 'no answer'}"
+        text = (
+            f"{self.shown} cannot be reached: {self._trouble or 'no answer'}. Is the server running? "
+            f"Try: trunkline doctor {self.shown}"
+        )
         if on_its_way:
             text += "; the message was on its way and may have arrived"
         error = TransportUnavailable(text)

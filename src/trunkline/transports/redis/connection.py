@@ -97,17 +97,25 @@ def unavailable(host: Host, cause: BaseException | str, *, on_its_way: bool = Fa
     text = str(cause) or type(cause).__name__
     if isinstance(cause, ReplyError):
         advice = f"Redis at {host.address} refuses to work: {text}"
+    elif isinstance(cause, OSError) and (cause.errno or isinstance(cause, TimeoutError)) and not host.sentinels:
+        what, fix = _explained(host, cause)
+        advice = f"Redis at {host.address} cannot be reached: {what}. {fix}. Try: redis-cli {_cli(host)}"
     else:
-        advice = (
-            f"Redis at {host.address} cannot be reached ({text}). Is the server running? "
-            f"Try: redis-cli {_cli(host)}"
-        )
+        advice = f"Redis at {host.address} cannot be reached ({text}). Try: redis-cli {_cli(host)}"
     error = TransportUnavailable(
         advice + (". The message was on its way and may have arrived" if on_its_way else "")
     )
     if isinstance(cause, BaseException):
         error.__cause__ = cause
     return error
+
+
+def _explained(host: Host, cause: BaseException) -> tuple[str, str]:
+    """What it means, and what to do, as a sentence without its full stop."""
+    from .diagnosis import why_unreachable  # here: it knows the errors of this room
+
+    finding = why_unreachable(host, cause)
+    return finding.what.removeprefix(f"{host.address}: "), finding.fix[:1].upper() + finding.fix[1:]
 
 
 def _cli(host: Host) -> str:
@@ -408,7 +416,6 @@ def raise_refused(host: Host, reply: Exception) -> None:
         ) from reply
     if str(reply).startswith(_FATAL):
         raise ConfigurationError(
-            f"Redis at {host.address} refuses us: {reply}. Check the user, password, permissions and database "
-            "number in hosts"
+            f"Redis at {host.address} refuses us: {str(reply).rstrip('.')}. {_explained(host, reply)[1]}"
         ) from reply
     raise unavailable(host, reply)

@@ -15,7 +15,7 @@ __all__ = ["why_unreachable"]
 
 
 def why_unreachable(host: Host, error: BaseException) -> Finding:
-    """One finding: the cause and the cure."""
+    """One finding: the cause and the cure. ``error`` is ours, or the one that a socket or a server gave."""
     cause = error.__cause__ or error
     if isinstance(cause, ReplyError):
         what, fix = _refused(host, str(cause))
@@ -81,6 +81,11 @@ def _untrusted(host: Host, cause: BaseException) -> tuple[str, str]:
         return (
             f"its certificate is for another name ({reason})",
             "use the certificate's name in hosts, or ssl_check_hostname=false if you know why",
+        )
+    if "expired" in reason:
+        return (
+            f"its certificate is not valid any more ({reason})",
+            "renew it on the server; if it was renewed, compare the clocks of both machines",
         )
     return (
         f"its certificate is not trusted ({reason})",

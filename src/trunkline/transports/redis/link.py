@@ -137,7 +137,7 @@ class Link(ABC):
 
     def unavailable(self) -> TransportUnavailable:
         """Why it is not up."""
-        return unavailable(self.host, self._trouble or "no answer yet")
+        return unavailable(self.host, self._trouble or TimeoutError("no answer yet"))
 
     def _fail(self, error: Exception) -> None:
         self.outbox.fail(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -26,7 +27,9 @@ class Authority:
         )
         self.path = self._write("ca.pem", builder.sign(self._key, hashes.SHA256()))
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, until: datetime.datetime | None = None
+    ) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         return (
             x509.CertificateBuilder()
@@ -34,8 +37,8 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(now - datetime.timedelta(days=2))
+            .not_valid_after(until or now + datetime.timedelta(days=1))
         )
 
     def _write(self, name: str, certificate: x509.Certificate) -> str:
@@ -43,12 +46,21 @@ class Authority:
         path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         return str(path)
 
-    def certificate(self, name: str, address: str = "127.0.0.1") -> tuple[str, str]:
-        """The paths of a certificate for an address and of its key."""
+    def certificate(
+        self,
+        name: str,
+        address: str = "127.0.0.1",
+        *,
+        names: Sequence[str] = (),
+        until: datetime.datetime | None = None,
+    ) -> tuple[str, str]:
+        """The paths of a certificate for an address, and for names, and of its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
-        made = self._builder(subject, key).add_extension(names, critical=False)
+        alternatives = x509.SubjectAlternativeName(
+            [x509.IPAddress(ipaddress.ip_address(address)), *map(x509.DNSName, names)]
+        )
+        made = self._builder(subject, key, until).add_extension(alternatives, critical=False)
         key_path = self.folder / f"{name}.key"
         key_path.write_bytes(
             key.private_bytes(
