@@ -188,6 +188,18 @@ async def test_a_window_survives_its_server(browser: Browser, demo: Demo) -> Non
         )
 
 
+async def test_a_draft_is_seen_by_the_others(browser: Browser, demo: Demo) -> None:
+    """What Anna writes is shown to Greta, in the end as it stands; not to Anna herself, and not once it is sent."""
+    async with two_windows(browser, demo, "drafts") as (anna, greta):
+        text = "one letter after the other, and each replaces the one before"
+        await anna.get_by_label("Message", exact=True).press_sequentially(text)
+        await expect(greta.locator("#draft")).to_have_text(f"Anna is writing: {text}")
+        await expect(anna.locator("#draft")).to_be_hidden()
+        await anna.get_by_label("Message", exact=True).press("Enter")
+        await expect(greta.locator(".message .body")).to_have_text([text])
+        await expect(greta.locator("#draft")).to_be_hidden()
+
+
 async def test_nothing_is_missed_while_unplugged(browser: Browser, demo: Demo) -> None:
     """A window whose server was killed, and which cannot reach another for a while, then has all that was said, in order."""
     async with visit(browser, lost=True) as here, visit(browser) as there:

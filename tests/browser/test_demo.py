@@ -145,6 +145,17 @@ async def test_a_window_that_comes_back_gets_what_it_missed(demo: Demo) -> None:
             assert (await lost.line(**{"is": "here"}))["lost"] is True
 
 
+async def test_a_slow_window_gets_the_newest_draft(demo: Demo) -> None:
+    """However many drafts come at once, the last one arrives; a draft that is none is refused."""
+    async with two_windows(demo, "typing") as (ada, grace):
+        for number in range(2000):
+            await ada.ask(do="draft", text=f"{number} " + "x" * 1500)
+        await ada.ask(do="draft", text="done")
+        await grace.line(**{"is": "draft", "text": "done"})
+        await ada.ask(do="draft", text=7)
+        assert "A draft is a text" in (await ada.line(**{"is": "error"}))["text"]
+
+
 async def test_rooms_are_separate(demo: Demo) -> None:
     """A room hears its own lines only, also when the names differ by one letter that is not ASCII."""
     async with two_windows(demo, "Süd", "Sud") as (ada, grace):
@@ -266,9 +277,9 @@ async def test_a_full_queue_is_told_as_busy(demo: Demo) -> None:
     [
         ("{", "expects JSON"),
         ("[" * 100_000, "expects JSON"),
-        ("[]", "knows: join, say, announce"),
-        ('{"do": ["say"]}', "knows: join, say, announce"),
-        ('{"do": "pulse"}', "knows: join, say, announce"),
+        ("[]", "knows: join, say, announce, draft"),
+        ('{"do": ["say"]}', "knows: join, say, announce, draft"),
+        ('{"do": "pulse"}', "knows: join, say, announce, draft"),
         ('{"do": "say", "text": "early"}', "Join a room first"),
         ('{"do": "join", "room": 5, "name": "Ada"}', "room is missing"),
         ('{"do": "join", "room": "\\u0000 \\u200d", "name": "Ada"}', "room is empty"),

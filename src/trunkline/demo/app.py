@@ -183,6 +183,7 @@ class Chat(AsyncJsonWebsocketConsumer):
             "join": self._join,
             "say": self._say,
             "announce": self._announce,
+            "draft": self._draft,
         }
         method = methods.get(asked) if isinstance(asked, str) else None
         if method is None:
@@ -201,6 +202,7 @@ class Chat(AsyncJsonWebsocketConsumer):
         await self._leave_room()
         self.name = name
         await self._enter(room)
+        await self.channel_layer.group_add(_drafts(room), self.channel_name)
         self.room = room
         await self._show_past(room, content.get("since"))
         await self._tell_room({"is": "joined", "back": content.get("back") is True})
@@ -240,6 +242,15 @@ class Chat(AsyncJsonWebsocketConsumer):
         await self._tell_room(
             {"is": "message", "text": text, "ref": ref if isinstance(ref, int) and 0 <= ref < 2**53 else 0}
         )
+
+    async def _draft(self, content: dict[str, Any]) -> None:
+        """Show the others what is being written: of many such messages only the newest is worth having."""
+        self._in_a_room()
+        text = content.get("text")
+        if not isinstance(text, str) or len(text) > MAX_TEXT:
+            raise Mistake(f"A draft is a text of at most {MAX_TEXT} characters.")
+        event = {"type": "draft", "text": text, "name": self.name, "by": self.id}
+        await self.channel_layer.group_send(_drafts(self.room), event, exclude=self.channel_name)
 
     async def _picture(self, image: bytes) -> None:
         """Hand an image to whichever worker is free; the answer comes to ``thumbnail_done``."""
@@ -290,6 +301,10 @@ class Chat(AsyncJsonWebsocketConsumer):
             line = {**line, "position": event["position"]}
         await self.send_json(line)
 
+    async def draft(self, event: dict[str, Any]) -> None:
+        """What somebody in the room is writing."""
+        await self.send_json({"is": "draft", "text": event["text"], "name": event["name"], "by": event["by"]})
+
     async def announcement(self, event: dict[str, Any]) -> None:
         """A line from outside, for every room."""
         self.here.shown += 1
@@ -319,6 +334,7 @@ class Chat(AsyncJsonWebsocketConsumer):
         if self.room:
             left, self.room = self.room, ""
             await self.channel_layer.group_discard(_group(left), self.channel_name)
+            await self.channel_layer.group_discard(_drafts(left), self.channel_name)
             await self._tell_room({"is": "left"}, left)
 
     async def _complain(self, text: str) -> None:
@@ -348,6 +364,10 @@ def plain(content: dict[str, Any], key: str, limit: int) -> str:
 
 def _group(room: str) -> str:
     return safe_group_name(f"demo.room.{room}")
+
+
+def _drafts(room: str) -> str:
+    return safe_group_name(f"demo.draft.{room}")
 
 
 def _same_origin(scope: MutableMapping[str, Any]) -> bool:

@@ -37,8 +37,15 @@ _GRACE = 2
 
 
 def layer_settings(url: str) -> dict[str, Any]:
-    """What ``configure`` gets: the layer of the URL, with a short queue for the worker, and rooms that remember."""
-    config: dict[str, Any] = {"url": url, "channel_capacity": {QUEUE: WAITING}}
+    """What ``configure`` gets: the layer of the URL, with a short queue for the worker, and rooms that remember.
+
+    Of the drafts of a room only the newest is worth having.
+    """
+    config: dict[str, Any] = {
+        "url": url,
+        "channel_capacity": {QUEUE: WAITING},
+        "latest_only": ["demo.draft.*"],
+    }
     if "history" in transport_class(urlsplit(url).scheme).features:
         config["history"] = {"demo.room.*": {"size": 300, "seconds": 3600}}
     return {"default": {"BACKEND": "trunkline.layer_from_url", "CONFIG": config}}

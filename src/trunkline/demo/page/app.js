@@ -19,7 +19,7 @@ let room = here.searchParams.get("room")?.trim().slice(0, 60) || "Lobby";
 let avoid = Number(here.searchParams.get("not")) || 0; // the server another window has
 let layer = "…"; // its kind, as the first server told
 let socket = null, hello = null, joined = false, attempts = 0, detours = 0, ref = 0, roundTrip = null;
-let timer = 0, pictureTimer = 0, troubleTimer = 0;
+let timer = 0, pictureTimer = 0, troubleTimer = 0, draftTimer = 0, drafting = 0;
 
 function recall(key) {
   try { return sessionStorage.getItem(key); } catch { return null; } // storage may be blocked: then a new name it is
@@ -71,6 +71,11 @@ function join() {
   joined = true;
 }
 
+function tellDraft() {
+  drafting = 0;
+  if (hello) socket.send(JSON.stringify({ do: "draft", text: $("text").value }));
+}
+
 const taking = {
   hello(line) {
     if (line.server === avoid && detours++ < 25) { // connections are spread at random: try again for another server
@@ -104,6 +109,13 @@ const taking = {
   here(line) {
     positions.set(line.room, line.position);
     if (line.lost) note(line.room, "More was said meanwhile than the room remembers.");
+  },
+  draft(line) {
+    $("draft").hidden = !line.text;
+    $("draft").firstElementChild.textContent = line.name;
+    $("draft").lastElementChild.textContent = line.text;
+    clearTimeout(draftTimer);
+    draftTimer = setTimeout(() => { $("draft").hidden = true; }, 5000);
   },
   error(line) { donePicture(); complain(line.text); },
   announcement(line) {
@@ -308,6 +320,8 @@ function say() {
   sent.set(ref, performance.now());
   $("text").value = "";
   grow();
+  clearTimeout(drafting);
+  tellDraft(); // nothing is being written any more
 }
 function grow() {
   $("text").style.height = "auto";
@@ -354,6 +368,7 @@ function sample() {
 
 $("composer").addEventListener("submit", (event) => { event.preventDefault(); say(); });
 $("text").addEventListener("input", grow);
+$("text").addEventListener("input", () => { drafting ||= setTimeout(tellDraft, 100); });
 $("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); say(); }
 });
