@@ -26,10 +26,9 @@ from asgiref.sync import async_to_sync, sync_to_async
 
 from .. import opening, tracing
 from ..errors import InvalidEvent, UsageError
-from ..switchboard import Sink
 from ..typed import Convert
 from . import annotated, colour
-from .relay import Relay, ToFrame, Turn, frame_for
+from .relay import Offer, Relay, ToFrame, Turn, frame_for
 from .resume import Resuming
 
 __all__ = [
@@ -165,7 +164,7 @@ class _Consumer:
         try:
             async with asyncio.TaskGroup() as sides:
                 if self._relays and hasattr(self.channel_layer, "attach_sink"):
-                    sink: Sink = Relay(self, turn, sides).offer
+                    sink: Offer = Relay(self, turn, sides).offer
                     if self._resuming is not None:
                         sink = self._resuming.before(sink)
                     await self.channel_layer.attach_sink(self.channel_name, sink)

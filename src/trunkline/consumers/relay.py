@@ -23,13 +23,15 @@ from typing import Any, ClassVar, Final, Protocol, TypeAlias
 
 from ..logs import RateLimited
 
-__all__ = ["Frame", "Relay", "ToFrame", "Turn", "checked", "frame_for"]
+__all__ = ["Frame", "Offer", "Relay", "ToFrame", "Turn", "checked", "frame_for"]
 
 logger = logging.getLogger("trunkline.consumers")
 _log = RateLimited(logger=logger)
 
 #: Makes what a frame holds of an event: text, bytes, or a dict or list that goes out as JSON.
 ToFrame: TypeAlias = Callable[[dict[str, Any]], str | bytes | dict[str, Any] | list[Any]]
+#: Takes an event at once, or declines it: see ``ChannelLayer.attach_sink``.
+Offer: TypeAlias = Callable[[dict[str, Any], dict[object, Any]], bool]
 #: A frame as ASGI has it: under "text" or "bytes".
 Frame: TypeAlias = tuple[str, str | bytes]
 #: What handing over an event here comes to, where it is no frame.

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 from ..errors import HistoryLost
 from ..history import place_of
-from ..switchboard import Sink
+from .relay import Offer
 
 __all__ = ["Past", "Resuming", "asked"]
 
@@ -122,6 +122,6 @@ class Resuming(Past):
         """The connection is made: from now on events come."""
         self._ready.set()
 
-    def before(self, sink: Sink) -> Sink:
+    def before(self, sink: Offer) -> Offer:
         """The sink, but for what was among what the client missed."""
         return lambda message, shared: self.had(message) or sink(message, shared)

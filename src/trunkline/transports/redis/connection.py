@@ -97,7 +97,9 @@ def unavailable(host: Host, cause: BaseException | str, *, on_its_way: bool = Fa
     text = str(cause) or type(cause).__name__
     if isinstance(cause, ReplyError):
         advice = f"Redis at {host.address} refuses to work: {text}"
-    elif isinstance(cause, OSError) and (cause.errno or isinstance(cause, TimeoutError)) and not host.sentinels:
+    elif (
+        isinstance(cause, OSError) and (cause.errno or isinstance(cause, TimeoutError)) and not host.sentinels
+    ):
         what, fix = _explained(host, cause)
         advice = f"Redis at {host.address} cannot be reached: {what}. {fix}. Try: redis-cli {_cli(host)}"
     else:
