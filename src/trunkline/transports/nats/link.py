@@ -74,10 +74,19 @@ class Op(Sent):
         "want",
     )
 
-    def __init__(self, link: Link, subject: bytes, body: bytes, ttl: float, *, chained: bool = False) -> None:
+    def __init__(
+        self,
+        link: Link,
+        subject: bytes,
+        body: bytes,
+        ttl: float,
+        *,
+        chained: bool = False,
+        future: asyncio.Future[Any] | None = None,
+    ) -> None:
         super().__init__(subject if chained else None, body)
         self.subject = subject
-        self.future: asyncio.Future[Any] = link.loop.create_future()
+        self.future: asyncio.Future[Any] = link.loop.create_future() if future is None else future
         self.expires = link.loop.time() + ttl
         self.at = 0.0
         self.confirm = False
@@ -566,9 +575,18 @@ class Link:
         answer: Answer = await op.future
         return answer
 
-    def request_op(self, subject: bytes, body: bytes, ttl: float) -> asyncio.Future[Any]:
+    def request_op(
+        self,
+        subject: bytes,
+        body: bytes,
+        ttl: float,
+        future: asyncio.Future[Answer] | None = None,
+        *,
+        header: bytes = b"",
+    ) -> asyncio.Future[Answer]:
         """The same, answered as a future."""
-        op = Op(self, subject, body, ttl)
+        op = Op(self, subject, body, ttl, future=future)
+        op.header = header
         try:
             return self.submit(op)
         except (TransportUnavailable, LayerClosed) as error:

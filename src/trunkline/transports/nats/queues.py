@@ -11,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import itertools
 import logging
 import random
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from ...errors import ChannelFull, ConfigurationError, LayerClosed, TransportUnavailable
-from .link import Link
+from .link import Answer, Link
 from .wire import unavailable
 
 __all__ = ["Queues"]
@@ -31,8 +33,10 @@ _EXPIRES = struct.Struct(">Q")
 _HOLD = 0.01
 #: The same for a frame that is acknowledged: it can only go back to the end of the queue, so that waits longer.
 _KEEP = 1.0
-#: Frames that a quick reader is given ahead.
-_AHEAD = 8
+#: Frames that a quick reader is given ahead, and how many times more are asked for where there are more.
+_AHEAD, _DEEP = 8, 4
+#: Free slots that are remembered, at most; where a frame goes that is given back after all.
+_FOUND, _BEYOND = 1000, 1 << 31
 #: Seconds that a request for frames is open at the server.
 _OPEN = 10.0
 #: Seconds after which the server gives a frame to somebody else whose reader was cut off.
@@ -40,6 +44,52 @@ _ACK_WAIT = 6.0
 #: Until then an acknowledgement may be repeated: later the frame may be somebody else's.
 _ACK_UNTIL = 5.0
 _EXISTS, _NO_STREAM = 10058, 10059
+
+
+class _Slots:
+    """What this node knows of the slots of one queue."""
+
+    def __init__(self, root: str, first: int) -> None:
+        self.root = root
+        self.subject = root.encode()
+        self.next = first
+        #: Those that were free when somebody looked.
+        self.free: deque[int] = deque()
+        #: Somebody looks, for all who were refused; how often anybody did.
+        self.looking: asyncio.Task[bool] | None = None
+        self.looks = 0
+
+    def looked(self, task: asyncio.Task[bool]) -> None:
+        """It is known, or will not be: all who wait hear of it."""
+        self.looking = None
+        if not task.cancelled():
+            task.exception()
+
+    def take(self, capacity: int) -> int:
+        """The slot to try next."""
+        while self.free:
+            if (slot := self.free.popleft()) < capacity:
+                return slot
+        slot = self.next % capacity
+        self.next = slot + 1
+        return slot
+
+
+class _Asked(asyncio.Future[Answer]):
+    """What somebody hears of at once, not in the next turn of the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, heard: Callable[[Answer | None], None]) -> None:
+        super().__init__(loop=loop)
+        self._heard = heard
+
+    def set_result(self, result: Answer) -> None:
+        super().set_result(result)
+        self._heard(result)
+
+    def set_exception(self, exception: type[BaseException] | BaseException) -> None:
+        super().set_exception(exception)
+        self.exception()
+        self._heard(None)
 
 
 class _Reader:
@@ -56,6 +106,12 @@ class _Reader:
         self.acking = 0
         self.asked = 0
         self.asked_at = 0.0
+        #: The server answers what was asked for at once, be it with nothing.
+        self.glance = False
+        #: It had all that was asked for: there is more.
+        self.deep = False
+        #: It will be looked after in this turn of the loop.
+        self.soon = False
         self.returning = 0
         self.quick = 0
         #: When somebody last took a frame, and last gave up waiting for one.
@@ -72,7 +128,8 @@ class Queues:
         self._link = link
         self._subjects = link.subjects
         self._storage, self._replicas, self._expiry = storage, replicas, expiry
-        self._slots: dict[str, int] = {}
+        self._slots: dict[str, _Slots] = {}
+        self._marks = b"NATS/1.0\r\nNats-Msg-Id: %b" % link.sid.hex().encode()
         self._readers: dict[str, _Reader] = {}
         self._by_name: dict[str, _Reader] = {}
         self._pushed = 0
@@ -100,25 +157,31 @@ class Queues:
         self._exists = True
 
     async def push(self, queue: str, frame: bytes, capacity: int, ttl: float) -> None:
+        slots = self._slots.get(queue)
+        if slots is None:
+            slots = self._slots[queue] = _Slots(self._subjects.queue(queue), random.randrange(capacity))
+        await self._push(slots, queue, frame, capacity, ttl)
+
+    async def _push(self, slots: _Slots, queue: str, frame: bytes, capacity: int, ttl: float) -> None:
         link = self._link
         until = link.loop.time() + ttl
-        await self.ensure(ttl)
-        root = self._subjects.queue(queue)
+        if not self._exists:
+            await self.ensure(ttl)
         body = _EXPIRES.pack(int((link.now() + ttl) * 1000)) + frame
+        looks = slots.looks
         slot, mark = 0, b""
         while True:
             if not mark:
-                slot = self._slots.get(queue, random.randrange(capacity)) % capacity
-                self._slots[queue] = slot + 1
+                slot = slots.take(capacity)
                 self._pushed += 1
                 # One that is sent again is known by it, and counts once.
-                mark = b"NATS/1.0\r\nNats-Msg-Id: %b%d\r\n\r\n" % (link.sid.hex().encode(), self._pushed)
+                mark = b"%b%d\r\n\r\n" % (self._marks, self._pushed)
             left = max(until - link.loop.time(), 0.001)
-            answer, header = await link.request(f"{root}.{slot}", body, header=mark, ttl=left)
+            answer, header = await link.request_op(b"%b.%d" % (slots.subject, slot), body, left, header=mark)
             if not header and b'"error"' not in answer:
                 return
             if b"per subject" in answer:
-                if not await self._find_room(queue, root, capacity):
+                if not slots.free and not await self._find_room(slots, capacity, looks):
                     raise ChannelFull(f"{queue} holds {capacity} messages, its capacity")
                 mark = b""
             elif header:
@@ -129,25 +192,33 @@ class Queues:
             else:
                 await asyncio.sleep(0.1)  # it has no leader yet, or has not done it yet
 
-    async def _find_room(self, queue: str, root: str, capacity: int) -> bool:
-        """Turn to a slot that is free; False when none is."""
+    async def _find_room(self, slots: _Slots, capacity: int, looks: int) -> bool:
+        """Have somebody look for free slots, once for all who were refused.
+
+        Returns:
+            False when none was free after so many looks: that is, since the caller came.
+        """
+        while True:
+            if slots.looking is None:
+                slots.looks += 1
+                slots.looking = self._link.loop.create_task(self._look_for_room(slots, capacity))
+                slots.looking.add_done_callback(slots.looked)
+            since = slots.looks
+            found = await asyncio.shield(slots.looking)
+            if found or since > looks:
+                return found
+
+    async def _look_for_room(self, slots: _Slots, capacity: int) -> bool:
         for attempt in range(2):
-            taken = await self._taken(root)
+            taken = await self._taken(slots.root)
             if len(taken) < capacity:
-                start = self._slots[queue]
-                free = next(
-                    (
-                        slot % capacity
-                        for slot in range(start, start + capacity)
-                        if slot % capacity not in taken
-                    ),
-                    None,
-                )
-                if free is not None:
-                    self._slots[queue] = free
+                free = (slot for slot in range(capacity) if slot not in taken)
+                slots.free = deque(itertools.islice(free, _FOUND))
+                slots.free.rotate(random.randrange(_FOUND))  # others look too
+                if slots.free:
                     return True
-            if attempt or not await self._forget_stale(root):
-                return False
+            if attempt or not await self._forget_stale(slots.root):
+                break
         return False
 
     async def _taken(self, root: str) -> set[int]:
@@ -205,21 +276,27 @@ class Queues:
         now = self._link.loop.time()
         reader.quick = min(reader.quick + 1, _AHEAD) if now - reader.took_at < _HOLD else 0
         reader.took_at = now
-        self._advance(reader)
+        self._advance_soon(reader)
         return frame
+
+    def _advance_soon(self, reader: _Reader) -> None:
+        if not reader.soon:
+            reader.soon = True
+            self._link.loop.call_soon(self._advance, reader)
 
     def _advance(self, reader: _Reader) -> None:
         """Wake who can be served, acknowledge what somebody waits for, ask for what is missing, or give it back later."""
-        for _ in range(min(len(reader.ready), len(reader.waiters))):
-            waiter = reader.waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-        wanted = len(reader.waiters) + reader.quick if reader.waiters or reader.quick else 0
+        reader.soon = False
+        self._wake(reader)
+        wanted = len(reader.waiters) + reader.quick
         while reader.held and len(reader.ready) + reader.acking < wanted:
             self._acknowledge(reader, *reader.held.popleft())
+        # Where there is more, the next frames are on their way while these are acknowledged.
         missing = wanted - len(reader.held) - len(reader.ready) - reader.acking
+        if reader.deep:
+            missing += reader.quick * (_DEEP - 1)
         if (
-            reader.waiters
+            (reader.waiters or (reader.deep and reader.quick))
             and not reader.returning
             and missing > reader.asked
             and reader.asked <= missing // 2
@@ -227,6 +304,12 @@ class Queues:
             self._ask(reader, missing - reader.asked)
         if reader.timer is None and (reader.waiters or reader.held or reader.ready):
             reader.timer = self._link.loop.call_later(_HOLD, self._look, reader)
+
+    def _wake(self, reader: _Reader) -> None:
+        for _ in range(min(len(reader.ready), len(reader.waiters))):
+            waiter = reader.waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _ask(self, reader: _Reader, count: int) -> None:
         link = self._link
@@ -238,8 +321,12 @@ class Queues:
             return
         reader.asked += count
         reader.asked_at = link.loop.time()
+        reader.glance = not reader.waiters  # nobody may come back for what comes later
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._subjects.queues_stream}.{reader.name}".encode()
-        ask = b'{"batch":%d,"expires":%d}' % (count, int(_OPEN * 1e9))
+        if reader.glance:
+            ask = b'{"batch":%d,"no_wait":true}' % count
+        else:
+            ask = b'{"batch":%d,"expires":%d}' % (count, int(_OPEN * 1e9))
         link.say(subject, ask, b"%b.%b" % (self._subjects.deliveries, reader.name.encode()))
 
     async def _make_consumer(self, reader: _Reader) -> None:
@@ -288,19 +375,25 @@ class Queues:
         if reader is None:
             return
         reader.asked = max(reader.asked - 1, 0)
+        if not reader.asked:
+            reader.deep = self._link.loop.time() - reader.asked_at < _HOLD
         if len(payload) < _EXPIRES.size or _EXPIRES.unpack_from(payload)[0] <= self._link.now() * 1000:
             self._link.say(reply, b"+TERM")
         else:
             reader.held.append((payload[_EXPIRES.size :], reply, self._link.loop.time() + _ACK_UNTIL))
-        self._advance(reader)
+        self._advance_soon(reader)
 
     def _no_frame(self, subject: bytes, header: bytes) -> None:
         reader = self._by_name.get(subject.rpartition(b".")[2].decode())
         if reader is None:
             return
         reader.asked = 0
+        reader.deep = False
         if header[8:12].strip() not in (b"404", b"408"):
             reader.exists = False  # it is gone, or has moved to another server
+        elif reader.glance:
+            self._advance_soon(reader)
+            return
         self._link.loop.call_later(0.02, self._advance, reader)
 
     def _acknowledge(self, reader: _Reader, frame: bytes, where: bytes, until: float) -> None:
@@ -308,15 +401,15 @@ class Queues:
         if left <= 0:
             return  # the server gives it to somebody again
         reader.acking += 1
-        asked = self._link.request_op(where, b"+ACK", left)
 
-        def answered(future: asyncio.Future[Any]) -> None:
+        def answered(answer: Answer | None) -> None:
             reader.acking -= 1
-            if not future.cancelled() and future.exception() is None and not future.result()[1]:
+            if answer is not None and not answer[1]:
                 reader.ready.append(frame)
-            self._advance(reader)
+                self._wake(reader)
+            self._advance_soon(reader)
 
-        asked.add_done_callback(answered)
+        self._link.request_op(where, b"+ACK", left, _Asked(self._link.loop, answered))
 
     def _look(self, reader: _Reader) -> None:
         """Give back what nobody came for; ask again where an answer is overdue."""
@@ -345,10 +438,8 @@ class Queues:
 
     async def _push_back(self, queue: str, frame: bytes) -> None:
         with contextlib.suppress(TransportUnavailable, LayerClosed):
-            slots = self._slots.get(queue)
-            await self.push(queue, frame, 1 << 31, self._expiry)
-            if slots is not None:
-                self._slots[queue] = slots
+            slots = _Slots(self._subjects.queue(queue), random.randrange(_BEYOND))
+            await self._push(slots, queue, frame, _BEYOND, self._expiry)
 
     def _returned(self, reader: _Reader) -> None:
         reader.returning -= 1
