@@ -48,11 +48,11 @@ check: $(VENV)/.ready-check
 # Legs: the suite, or what of it concerns the leg, under other circumstances. Each has an environment of its own where the
 # installed packages differ. BROAD leaves out what is about the machine (faults, browsers, plots) or about the source tree.
 BROAD   := $(filter-out tests/faults/ tests/browser/ tests/bench/ tests/docs/ tests/typing/ tests/__pycache__/,$(wildcard tests/*/))
-CORE    := tests/pure tests/fundamentals tests/layer tests/consumers tests/processes tests/extras tests/test_architecture.py \
+CORE    := tests/pure tests/fundamentals tests/layer tests/consumers tests/processes tests/extras \
            $(wildcard tests/transports/test_*.py)
 # Those that need a package, each by its own.
-NOT_CORE := --ignore=tests/pure/test_typed.py --ignore=tests/consumers/test_consumer_typed.py \
-           --ignore=tests/consumers/test_beside_django_channels.py
+NOT_CORE := $(addprefix --ignore=tests/,pure/test_typed.py pure/test_envelope.py consumers/test_consumer_typed.py \
+           consumers/test_beside_django_channels.py processes/test_presence_processes.py) -k "not encrypt and not starlette and not redis"
 PYTHONS ?= python3.12 python3.13 python3.14
 PYTEST  := -m pytest -q -n 3 --dist loadfile
 LEGS    := test-core test-oldest test-strict test-optimised test-uvloop test-random test-pythons
@@ -62,7 +62,7 @@ legs: $(LEGS) release-check
 test-core: # asgiref and ormsgpack only
 	@$(MAKE) --no-print-directory VENV=.venv-core .venv-core/.ready-tools
 	@echo "==> No extras: memory, embedded, consumers, and what the others say"
-	@TRUNKLINE_EXTRAS=none .venv-core/bin/python $(PYTEST) $(CORE) $(NOT_CORE) $(ARGS)
+	@.venv-core/bin/python $(PYTEST) $(CORE) $(NOT_CORE) $(ARGS)
 
 test-oldest: # the lowest version of each package that pyproject.toml allows
 	@mkdir -p .venv-oldest && $(PYTHON) .ci/oldest.py > .venv-oldest/constraints.txt
