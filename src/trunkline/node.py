@@ -768,9 +768,9 @@ class Node:
         try:
             if self._board.has_members(group):
                 await self._transport.subscribe(group)
-                self._subscribed.add(group)
                 if self._settings.histories and self._settings.kept_of(group) is not None:
                     await self._history.follow(group)
+                self._subscribed.add(group)
             else:
                 self._subscribed.discard(group)
                 self._history.unfollow(group)
