@@ -15,9 +15,6 @@ import asyncio
 import contextlib
 import functools
 import os
-import socket
-import sys
-import time
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any
 
@@ -38,18 +35,15 @@ from .envelope import (
     encode,
     undelayed,
 )
-from .errors import ChannelFull, InvalidMessage, LayerClosed, NotOwner, TransportUnavailable, UsageError
-from .history import Event, History, position_of
-from .inspection import fill, label
+from .errors import ChannelFull, InvalidMessage, LayerClosed, TransportUnavailable
+from .history import Event, position_of
 from .leases import Lease
-from .logs import RateLimited, logger
-from .presence import Presence, Present, PresentCount
-from .requests import Requests
+from .logs import logger
+from .membership import Membership, wake
 from .settings import Settings
-from .stats import Health, Report, Stats, judge
-from .switchboard import Mailbox, Parcel, Sink, Switchboard, Waiter
+from .switchboard import Mailbox, Parcel
 from .targets import Recent, for_channel, for_group, passed_over
-from .transport import Server, Transport
+from .transport import Transport
 from .typed import MessageLike
 
 __all__ = ["Node"]
@@ -60,7 +54,7 @@ _SWEEP = 5.0
 _RETRY = 0.5
 
 
-class Node:
+class Node(Membership):
     """The layer's part in one event loop."""
 
     def __init__(
@@ -71,42 +65,14 @@ class Node:
         on_gap: Callable[[str | None, str], object],
         on_closed: Callable[[Node], object],
     ) -> None:
-        self.name = names.new_node()
-        self.loop = asyncio.get_running_loop()
-        self.closed = False
-        self.stats = Stats()
-        self._settings = settings
-        self._seal = seal
-        self._transport = transport
-        self._now = transport.now
+        super().__init__(settings, seal, transport)
         self._on_gap = on_gap
         self._on_closed = on_closed
-        self._board = Switchboard(settings)
-        self._log = RateLimited()
-        self._subscribed: set[str] = set()
-        self._settling: dict[str, asyncio.Task[None]] = {}
         #: Topics whose messages came late in this turn of the loop.
         self._told_late: set[str | None] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
         #: Messages to channels of this node that are not due yet.
         self._delayed: set[asyncio.TimerHandle] = set()
-        #: Made on first use: who does not use it pays nothing.
-        self._presence: Presence | None = None
-        self._requests = Requests(
-            self.name,
-            seal,
-            settings,
-            transport,
-            spawn=self._spawn,
-            change=self._asked,
-            flush=self._clear,
-            report=lambda: self.report().asdict(),
-        )
         self._recent = Recent(settings.expiry)
-        self._history = History(settings, seal, transport, self._fan_out_event, self._lost, self._spawn)
-        self._opened = time.time()
-        self._state = "ok"
-        self._since = self._opened
         self._pause = min(_SWEEP, settings.expiry / 4)
         self._timer: asyncio.TimerHandle | None = None
         self._farewell: AsyncGenerator[None, None] | None = None
@@ -180,7 +146,7 @@ class Node:
         self._drop_delayed()
         for box in self._board.boxes.values():
             for waiter in box.waiters:
-                _wake(waiter)
+                wake(waiter)
 
     # 1. Envelope
 
@@ -461,7 +427,7 @@ class Node:
             raise ChannelFull(f"{channel} holds {self._settings.capacity_of(channel)} messages, its capacity")
         self.stats.delivered += 1
         if waiter is not None:
-            _wake(waiter)
+            wake(waiter)
 
     def _put_later(self, envelope: Envelope) -> None:
         try:
@@ -514,7 +480,7 @@ class Node:
                 if (
                     box.parcels and box.waiters
                 ):  # it may have been woken already: the message is for the next one
-                    _wake(box.waiters[0])
+                    wake(box.waiters[0])
                 raise
             box.waiters.remove(waiter)
 
@@ -523,7 +489,7 @@ class Node:
         if box.released:
             self._report(box)
         if box.parcels and box.waiters:
-            _wake(box.waiters[0])
+            wake(box.waiters[0])
         if parcel is None:
             return None
         self.stats.received += 1
@@ -537,13 +503,6 @@ class Node:
             return message
         parcel.fresh = None
         return message
-
-    def _check_owner(self, channel: str) -> None:
-        if names.channel(channel).node != self.name:
-            raise NotOwner(
-                f"{channel} belongs to another process, or to an event loop that has ended; "
-                "receive where new_channel() was called"
-            )
 
     async def _receive_queue(self, queue: str) -> Message:
         while True:
@@ -614,178 +573,7 @@ class Node:
             return
         waiter = self._board.put_back(channel, Parcel(body, expires, False, message), self._now())
         if waiter is not None:
-            _wake(waiter)
-
-    # Channels and groups
-
-    async def new_channel(self, prefix: str = "specific") -> str:
-        """See ``ChannelLayer.new_channel``."""
-        return names.new_channel(prefix, self.name)
-
-    async def forget(self, channel: str) -> None:
-        """See ``ChannelLayer.forget``."""
-        if names.channel(channel).node != self.name:
-            return
-        groups, box = self._board.forget(channel)
-        if box is not None:
-            for waiter in box.waiters:
-                _wake(waiter)
-            if box.released:
-                self._report(box)
-        for group in groups:
-            await self._settle(group)
-        if self._presence is not None:
-            await self._presence.forget(channel)
-
-    async def watch_gaps(self, channel: str) -> None:
-        """See ``ChannelLayer.watch_gaps``."""
-        self._check_owner(channel)
-        self._board.box(channel, self._now()).watches = True
-
-    async def attach_sink(self, channel: str, sink: Sink) -> None:
-        """See ``ChannelLayer.attach_sink``."""
-        self._check_owner(channel)
-        self._board.box(channel, self._now()).sink = sink
-
-    async def group_add(
-        self,
-        group: str,
-        channel: str,
-        presence: dict[str, Any] | None = None,
-        *,
-        user: str | None = None,
-        announce: bool = False,
-    ) -> None:
-        """See ``ChannelLayer.group_add``."""
-        names.group(group)
-        owner = names.channel(channel).node
-        if presence is not None or user is not None or announce:
-            await self._group_add_present(group, channel, owner, presence, user, announce)
-        elif owner == self.name:
-            self._board.join(group, channel, self._now())
-            try:
-                await self._settle(group)
-            except TransportUnavailable:
-                self._board.leave(group, channel)
-                raise
-        elif owner is None:
-            capacity = self._settings.capacity_of(channel)
-            await self._transport.bind(group, channel, capacity, self._settings.group_expiry)
-        else:
-            await self._ask(owner, "join", group, channel)
-
-    async def group_discard(self, group: str, channel: str) -> None:
-        """See ``ChannelLayer.group_discard``."""
-        names.group(group)
-        owner = names.channel(channel).node
-        if owner == self.name:
-            self._board.leave(group, channel)
-            await self._settle(group)
-            if self._presence is not None:
-                await self._presence.leave(group, channel)
-        elif owner is None:
-            await self._transport.unbind(group, channel)
-        else:
-            await self._ask(owner, "leave", group, channel)
-
-    # Presence
-
-    async def _group_add_present(
-        self,
-        group: str,
-        channel: str,
-        owner: str | None,
-        presence: dict[str, Any] | None,
-        user: str | None,
-        announce: bool,
-    ) -> None:
-        here = self._present()
-        if owner is None:
-            raise UsageError(
-                f"{channel} is a normal channel, which no process owns, so it cannot be present in a group: leave out "
-                "presence, or add a channel that new_channel() made"
-            )
-        card = here.card(group, channel, presence, user, announce)
-        if owner != self.name:
-            await self._ask(owner, "join", group, channel, presence=presence, user=user, announce=announce)
-            return
-        known = self._board.is_member(group, channel)
-        await self.group_add(group, channel)
-        try:
-            await here.join(group, channel, card)
-        except TransportUnavailable:
-            if not known:
-                self._board.leave(group, channel)
-                self._spawn(self._settle(group))
-            raise
-
-    async def presence(self, group: str) -> list[Present]:
-        """See ``ChannelLayer.presence``."""
-        return await self._present().members(names.group(group))
-
-    async def presence_count(self, group: str) -> PresentCount:
-        """See ``ChannelLayer.presence_count``."""
-        return await self._present().count(names.group(group))
-
-    def _present(self) -> Presence:
-        if self._presence is None:
-            self._presence = Presence(
-                self._transport,
-                self._seal,
-                self._settings,
-                spawn=self._spawn,
-                say=self.group_send,
-                stays=self._board.is_member,
-            )
-        return self._presence
-
-    # Everything
-
-    async def flush(self) -> None:
-        """See ``ChannelLayer.flush``."""
-        await self._transport.flush()
-        self._clear()
-        await self._requests.tell_all_to_flush()
-
-    def _clear(self) -> None:
-        groups = self._board.groups
-        self._drop_delayed()
-        self._board.clear()
-        if self._presence is not None:
-            self._presence.clear()
-        for group in groups:
-            self._spawn(self._settle(group))
-
-    async def _settle(self, group: str) -> None:
-        """Make the subscription agree with the membership. One change at a time for each group."""
-        while not self.closed and self._board.has_members(group) != (group in self._subscribed):
-            task = self._settling.get(group)
-            if task is None:
-                task = self._settling[group] = self._spawn(self._resubscribe(group))
-            await asyncio.shield(task)
-
-    async def _resubscribe(self, group: str) -> None:
-        try:
-            if self._board.has_members(group):
-                await self._transport.subscribe(group)
-                if self._settings.histories and self._settings.kept_of(group) is not None:
-                    await self._history.follow(group)
-                self._subscribed.add(group)
-            else:
-                self._subscribed.discard(group)
-                self._history.unfollow(group)
-                await self._transport.unsubscribe(group)
-        finally:
-            del self._settling[group]
-
-    # Between layers
-
-    async def _ask(self, owner: str, op: str, group: str, channel: str, **more: Any) -> None:
-        if not await self._requests.ask(owner, op, group, channel, **more):
-            self._gone(channel)
-
-    def _asked(self, op: str, group: str, channel: str, **more: Any) -> Coroutine[Any, Any, None]:
-        return self.group_add(group, channel, **more) if op == "join" else self.group_discard(group, channel)
+            wake(waiter)
 
     # Housekeeping
 
@@ -799,100 +587,3 @@ class Node:
             self._spawn(self._settle(group))
         self.health()  # so that ``since`` is right, whenever it is asked for
         self._timer = self.loop.call_later(self._pause, self._sweep)
-
-    def _report(self, box: Mailbox) -> None:
-        self._transport.taken(box.channel, box.released)
-        box.released = 0
-
-    def _refused(self, channel: str) -> None:
-        self.stats.refused += 1
-        self.stats.pattern(label(channel, self._settings)).refused += 1
-
-    def _missed(self, channel: str, group: str) -> None:
-        self.stats.missed += 1
-        self.stats.pattern(label(channel, self._settings)).missed += 1
-        if self._board.waiting >= self._settings.process_capacity:
-            text = "%s missed a message to group %s: this process holds %d messages, its process_capacity"
-            waiting = self._board.waiting
-            key, args = "missed", (channel, group, waiting)
-        else:
-            text = "%s missed a message to group %s: it holds %d, its capacity; is its consumer slow?"
-            waiting = self._settings.capacity_of(channel)
-            key, args = f"missed {channel}", (channel, group, waiting)
-        self._log.warning(key, text, *args, event="missed", channel=channel, group=group, waiting=waiting)
-
-    def _gone(self, channel: str) -> None:
-        self.stats.gone += 1
-        logger.debug("%s is gone with its process; the message was dropped", channel)
-
-    def _unreadable(self, error: FrameError) -> None:
-        self.stats.unreadable += 1
-        self._log.warning(
-            "unreadable", "a frame was dropped: %s", error, event="unreadable", reason=str(error)
-        )
-
-    def counted(self) -> Stats:
-        """The counters as they stand."""
-        self.stats.expired += self._board.expired
-        self.stats.replaced += self._board.replaced
-        self._board.expired = self._board.replaced = 0
-        return self.stats
-
-    # Seeing inside
-
-    def snapshot(self) -> Stats:
-        """The counters, and what there is at this moment."""
-        stats = self.counted().copy()
-        fill(stats, self._board, self._settings, self._now() if self._board.boxes else 0.0)
-        stats.subscriptions = len(self._subscribed)
-        stats.outbox = sum(server.outbox for server in self.servers())
-        return stats
-
-    def servers(self) -> list[Server]:
-        """What the transport is linked to."""
-        return self._transport.servers()
-
-    def health(self) -> Health:
-        """Whether this node works."""
-        full = ""
-        if self._board.waiting >= self._settings.process_capacity:
-            full = f"{self._board.waiting} messages wait in this process, its process_capacity"
-        health = judge(self.servers(), full)
-        if health.state != self._state:
-            silent = max((server.silent or 0.0 for server in health.servers), default=0.0)
-            self._state, self._since = health.state, time.time() - (silent if health.state == "down" else 0.0)
-        health.since = self._since
-        return health
-
-    def report(self) -> Report:
-        """What it tells whoever asks all nodes."""
-        program = os.path.basename(sys.argv[0]) if sys.argv else ""
-        host = socket.gethostname()
-        return Report(self.name, host, os.getpid(), program, self._opened, self.snapshot(), self.health())
-
-    async def survey(self, seconds: float) -> list[Report]:
-        """See ``ChannelLayer.survey``."""
-        found = []
-        for content in await self._requests.ask_all(seconds):
-            try:
-                found.append(Report.of(content))
-            except (KeyError, TypeError, ValueError) as error:
-                text = "a report of another node cannot be read: %r"
-                self._log.warning("report", text, error, event="report", reason=repr(error))
-        return found
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.warning("background", "%s", error, event="background", reason=str(error))
-
-
-def _wake(waiter: Waiter) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
