@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help demo test check legs release-check soak fix bench docs clean
+.PHONY: help demo test check legs release-check soak fix bench docs mistakes pictures clean
 help:
 	@echo "make demo    a chat across two server processes and a worker, in your browser"
 	@echo "make test    every test (under five minutes, no root, no server)"
@@ -120,6 +120,9 @@ docs: $(VENV)/.ready-docs
 
 mistakes: $(VENV)/.ready-check # makes every mistake of docs/mistakes.md again
 	@PYTHONPATH=tests $(BIN)/python docs/make_mistakes.py
+
+pictures: $(VENV)/.ready-check # takes the documentation's pictures anew; needs Chromium
+	@$(BIN)/python docs/make_pictures.py
 
 clean:
 	rm -rf $(VENV) .venv-* dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

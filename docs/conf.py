@@ -29,7 +29,7 @@ pygments_dark_style = "native"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "separated"
-autodoc_default_options = {"exclude-members": "__new__, __init__"}
+autodoc_default_options = {"exclude-members": "__new__"}
 
 #: Pages that stand at the root of the project.
 ELSEWHERE = {
