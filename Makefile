@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help demo test check legs release-check soak fix bench docs mistakes pictures clean
+.PHONY: help demo test check legs release-check soak fix bench docs pictures clean
 help:
 	@echo "make demo    a chat across two server processes and a worker, in your browser"
 	@echo "make test    every test (under five minutes, no root, no server)"
@@ -112,9 +112,11 @@ fix: $(VENV)/.ready-check
 bench:
 	@$(MAKE) --no-print-directory VENV=.venv-bench .venv-bench/.ready-bench
 	@.venv-bench/bin/python -m bench --merge --json docs/benchmarks/figures.json --markdown docs/benchmarks.md --plots docs/benchmarks $(ARGS)
+	@.venv-bench/bin/python docs/make_front.py
 
 docs: $(VENV)/.ready-docs
 	@$(BIN)/python docs/make_promises.py
+	@$(BIN)/python docs/make_front.py
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html $(ARGS)
 	@echo "==> Open docs/_build/html/index.html"
 

@@ -32,7 +32,7 @@ async def say(page: Page, text: str) -> None:
 async def demo(browser: Browser) -> None:
     """Two windows on two server processes, a picture by the worker, and an announcement by a script."""
     with running() as site:
-        async with await browser.new_context(viewport={"width": 760, "height": 700}) as context:
+        async with await browser.new_context(viewport={"width": 860, "height": 860}) as context:
             ada, bob = await context.new_page(), await context.new_page()
             await ada.goto(f"{site.url}?room=kitchen")
             state = ada.locator("#state")
@@ -42,16 +42,17 @@ async def demo(browser: Browser) -> None:
                 await page.get_by_label("You are").fill(name)
                 await page.get_by_label("You are").press("Enter")
                 await expect(page.get_by_role("log")).to_contain_text(f"is now {name}")
-            await say(ada, "Which process are you on?")
-            await say(bob, "Another one than you.")
             await ada.get_by_role("button", name="Sample").click()
             await expect(bob.locator(".picture img")).to_have_js_property("naturalWidth", 320)
+            await say(ada, "Which process are you on?")
+            await say(bob, "Another one than you.")
             await bob.get_by_role("button", name="Announce").click()
             await bob.get_by_label("Announcement").fill("Tea is ready")
             for key in ("Tab", "Tab", "Enter"):  # to the second of its buttons
                 await bob.keyboard.press(key)
             for page in (ada, bob):
                 await expect(page.locator(".announcement")).to_contain_text("Tea is ready")
+            await bob.get_by_label("Message", exact=True).focus()
             await asyncio.sleep(2.5)  # every process has had its pulse
             await side_by_side([ada, bob], "demo.png")
 
@@ -71,7 +72,9 @@ async def cursors(browser: Browser) -> None:
     """Three people on a board, seen by one of them."""
     with example("presence_cursors") as port:
         async with contextlib.AsyncExitStack() as stack:
-            pages = [await stack.enter_async_context(window(browser, port, who)) for who in ("Ada", "Bob", "Zoë")]
+            pages = [
+                await stack.enter_async_context(window(browser, port, who)) for who in ("Ada", "Bob", "Zoë")
+            ]
             for page, x, y in ((pages[1], 420, 190), (pages[2], 200, 240)):
                 await page.mouse.move(x, y)
                 await page.mouse.move(x + 20, y + 10)

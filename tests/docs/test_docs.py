@@ -202,11 +202,22 @@ def test_links_lead_somewhere(page: Path) -> None:
                 assert anchor in anchors(found), f"{page.name}: {target}#{anchor}"
 
 
-def test_promises_are_the_kits() -> None:
-    """docs/promises.md is what the kit says; `make docs` writes it."""
-    spec = importlib.util.spec_from_file_location("make_promises", ROOT / "docs" / "make_promises.py")
+def made(name: str) -> str:
+    """What a program in docs/ makes."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "promises.md").read_text() == module.page()
+    page: str = module.page()
+    return page
+
+
+def test_promises_are_the_kits() -> None:
+    """docs/promises.md is what the kit says; `make docs` writes it."""
+    assert (ROOT / "docs" / "promises.md").read_text() == made("make_promises")
+
+
+def test_tables_of_the_readme_are_true() -> None:
+    """What transports can do is what they declare, and figures are those of docs/benchmarks.md; `make docs` writes both."""
+    assert (ROOT / "README.md").read_text() == made("make_front")
