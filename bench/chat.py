@@ -36,7 +36,7 @@ class Chat:
 
     name: str
     needs: Literal["nothing", "folder", "redis"]
-    server: str = "sansio"
+    server: str = "trunkline"
 
     @property
     def socketio(self) -> bool:
@@ -89,17 +89,19 @@ CHATS = {
         Chat("relay on embedded", "folder"),
         Chat("handler on redis", "redis"),
         Chat("handler on embedded", "folder"),
-        Chat("channels on redis", "redis"),
-        Chat("channels on embedded", "folder"),
-        Chat("channels on core", "redis"),
-        Chat("channels on pubsub", "redis"),
+        Chat("relay on redis, plain uvicorn", "redis", "sansio"),
+        Chat("relay on embedded, plain uvicorn", "folder", "sansio"),
+        Chat("channels on redis", "redis", "sansio"),
+        Chat("channels on embedded", "folder", "sansio"),
+        Chat("channels on core", "redis", "sansio"),
+        Chat("channels on pubsub", "redis", "sansio"),
     )
 }
 
 #: What may serve the quickest of them.
 SERVING = {
     f"relay on embedded, {server}": Chat(f"relay on embedded, {server}", "folder", server)
-    for server in ("sansio", "websockets", "wsproto", "granian", "picows", "corked")
+    for server in ("sansio", "trunkline", "websockets", "wsproto", "granian", "picows")
 }
 
 
@@ -113,7 +115,8 @@ def versions() -> str:
         told = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
         wanted = json.loads((_SOCKETIO / "package.json").read_text())["dependencies"]
         found += [f"node {told.stdout.strip()}", *[f"{name} {version}" for name, version in wanted.items()]]
-    return f"chats: {', '.join(found)}; Python's on uvloop and uvicorn with websockets-sansio, where nothing else is said"
+    served = "on uvicorn and uvloop: Trunkline's consumers by trunkline.serving.uvicorn, plain uvicorn by websockets-sansio"
+    return f"chats: {', '.join(found)}; {served}, as Channels' consumers"
 
 
 async def chat(

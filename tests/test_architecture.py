@@ -27,6 +27,7 @@ OUTSIDE = {
     "otel",
     "health",
     "dashboard",
+    "serving",
 }
 CORE = {
     "codecs",
@@ -66,6 +67,7 @@ DRIVERS = {
     "prometheus_client": "metrics",
     "opentelemetry": "otel",
     "cryptography": "envelope",
+    "websockets": "serving.uvicorn",
     "ormsgpack": None,
     "msgspec": "nowhere",
     "pydantic": "nowhere",

@@ -128,7 +128,7 @@ SERVERS: dict[str, Callable[[Any, int], None]] = {
     "websockets": with_uvicorn("websockets"),
     "sansio": with_uvicorn("websockets-sansio"),
     "wsproto": with_uvicorn("wsproto"),
-    "corked": with_uvicorn("bench.peers.corked:CorkedWebSockets"),
+    "trunkline": with_uvicorn("trunkline.serving.uvicorn:WebSocketProtocol"),
     "granian": with_granian,
     "picows": with_picows,
 }

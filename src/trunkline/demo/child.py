@@ -17,11 +17,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
-from uvicorn.config import WS_PROTOCOLS
 
 from .. import ChannelLayer, TransportUnavailable, configure, get_channel_layer
 from ..opening import transport_class
 from ..routing import ChannelNameRouter, PathRouter, ProtocolTypeRouter
+from ..serving.uvicorn import WebSocketProtocol
 from ..worker import Worker
 from .app import EVERYONE, Chat, Here, Page
 from .thumbnails import MAX_IMAGE, QUEUE, WAITING, Bench, Thumbnails
@@ -106,7 +106,7 @@ async def _serve(layer: ChannelLayer, kind: str, number: int, sock: socket.socke
         application(Here(number, kind), layer),
         lifespan="on",
         log_level="warning",
-        ws="websockets-sansio" if "websockets-sansio" in WS_PROTOCOLS else "websockets",
+        ws=WebSocketProtocol,
         ws_max_size=MAX_IMAGE + 2**20,
         timeout_graceful_shutdown=_GRACE,
     )
