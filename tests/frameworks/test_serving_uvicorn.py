@@ -522,12 +522,17 @@ def test_uvicorn_takes_it_by_name(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "gone", ["uvicorn.protocols.websockets.websockets_sansio_impl", "websockets.protocol"]
+    "here",
+    [
+        "sys.modules['uvicorn.protocols.websockets.websockets_sansio_impl'] = None",
+        "sys.modules['websockets.protocol'] = None",
+        "import uvicorn; uvicorn.__version__ = '0.52.3'",
+    ],
 )
-def test_what_is_missing_is_named(gone: str) -> None:
+def test_what_is_missing_is_named(here: str) -> None:
     """An older uvicorn, or no websockets: the import says what to install."""
-    code = f"import sys; sys.modules[{gone!r}] = None; import trunkline.serving.uvicorn"
+    code = f"import sys; {here}; import trunkline.serving.uvicorn"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode
-    assert "ConfigurationError: trunkline.serving.uvicorn needs uvicorn" in done.stderr
+    assert "ConfigurationError: trunkline.serving.uvicorn needs uvicorn 0.52.4" in done.stderr
     assert "pip install 'trunkline[uvicorn]'" in done.stderr

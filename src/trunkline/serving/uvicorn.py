@@ -8,17 +8,21 @@ else is what uvicorn's ``websockets-sansio`` makes of it.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, cast
 
 from ..errors import ConfigurationError
 
+# In older ones a sender that waits for a slow reader may wait for ever, the client being gone.
+_NEEDS = "trunkline.serving.uvicorn needs uvicorn 0.52.4 or newer, and websockets: pip install 'trunkline[uvicorn]'"
 try:
+    from uvicorn import __version__
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
     from websockets.protocol import OPEN
 except ImportError as error:
-    raise ConfigurationError(
-        "trunkline.serving.uvicorn needs uvicorn from 0.37 on and websockets from 13 on: pip install 'trunkline[uvicorn]'"
-    ) from error
+    raise ConfigurationError(f"{_NEEDS}: {error}") from error
+if [int(part) for part in re.findall(r"\d+", __version__)[:3]] < [0, 52, 4]:
+    raise ConfigurationError(f"{_NEEDS}; here is uvicorn {__version__}")
 
 __all__ = ["WebSocketProtocol"]
 
