@@ -96,14 +96,27 @@ def access(
             found.servers += one.servers
     if found is None:
         raise ConfigurationError("servers is empty")
-    if credentials is not None and not Path(credentials).expanduser().is_file():
-        raise ConfigurationError(f"credentials: there is no file {credentials}")
-    found.credentials = str(Path(credentials).expanduser()) if credentials is not None else None
+    if credentials is not None:
+        found.credentials = _credentials(credentials)
     found.ssl_ca_certs, found.ssl_certfile, found.ssl_keyfile = ssl_ca_certs, ssl_certfile, ssl_keyfile
     found.ssl_check_hostname = ssl_check_hostname
     if not found.tls and (ssl_ca_certs or ssl_certfile or ssl_keyfile):
         raise ConfigurationError("ssl_… settings need TLS: write nats+tls:// instead of nats://")
     return found
+
+
+def _credentials(name: str) -> str:
+    path = Path(name).expanduser()
+    try:
+        text = path.read_text("utf-8", "replace")
+    except OSError as error:
+        raise ConfigurationError(f"credentials: the file {name} cannot be read: {error.strerror}") from error
+    if "NATS USER JWT" not in text or "NKEY SEED" not in text:
+        raise ConfigurationError(
+            f"credentials: {name} is no .creds file: it has a NATS USER JWT and a USER NKEY SEED, as `nsc generate creds` "
+            "writes them"
+        )
+    return str(path)
 
 
 def _read(url: str) -> Access:

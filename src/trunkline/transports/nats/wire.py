@@ -117,13 +117,13 @@ class _Parser:
 class Wire(Client):
     """A connection that is open until ``listener.lost`` is called, once."""
 
-    def __init__(self, listener: Heard, require_tls: bool) -> None:
+    def __init__(self, listener: Heard, access: Access) -> None:
         super().__init__()
         self.listener = listener
         #: Something was read since this was last set to False.
         self.heard = False
         self.closed = False
-        self._require_tls = require_tls
+        self._access = access
         self._ps = _Parser(self)  # type: ignore[assignment] # all that the driver calls of it is there
 
     # What the driver calls
@@ -133,10 +133,19 @@ class Wire(Client):
         await self._connect_to_server(self._current_server)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        if initial_connection and self._require_tls and not info.get("tls_required"):
+        access = self._access
+        if initial_connection and access.tls and not info.get("tls_required"):
             if not info.get("tls_available"):
-                raise errors.Error("the server offers no TLS; the URL asks for it")
+                raise ConfigurationError(
+                    f"NATS at {access.address} offers no TLS, which the URL asks for: give the server a certificate "
+                    "(tls {…} in its configuration), or write nats:// and talk in the clear"
+                )
             info["tls_required"] = True
+        if initial_connection and info.get("tls_verify") and not access.ssl_certfile:
+            raise ConfigurationError(
+                f"NATS at {access.address} wants a certificate of ours: write nats+tls:// and set ssl_certfile and "
+                "ssl_keyfile"
+            )
         await super()._process_info(info, initial_connection)
 
     async def _process_op_err(self, e: Exception) -> None:
@@ -262,7 +271,7 @@ async def connect(
         TransportUnavailable: It does not answer, or not yet.
         ConfigurationError: It never will: wrong password, wrong credentials file, no TLS.
     """
-    wire = Wire(listener, context is not None)
+    wire = Wire(listener, access)
 
     async def note(error: Exception) -> None:
         """Errors are raised; nothing is logged by the driver."""
@@ -285,6 +294,8 @@ async def connect(
         if transport is not None:
             transport.abort()
         await wire.shut()
+        if isinstance(error, ConfigurationError):
+            raise
         raise _meaning(access, error) from error
     return wire
 
@@ -298,10 +309,15 @@ def _meaning(access: Access, error: BaseException) -> BaseException:
     if isinstance(error, (FileNotFoundError, PermissionError)) and access.credentials:
         return ConfigurationError(f"the credentials file {access.credentials} cannot be read: {error}")
     if isinstance(error, ssl.SSLCertVerificationError):
-        return ConfigurationError(
-            f"NATS at {access.address}: its certificate is not trusted: {error}. Set ssl_ca_certs"
+        fix = (
+            "ssl_check_hostname=False accepts it"
+            if "hostname" in text or "ip address" in text
+            else "set ssl_ca_certs"
         )
-    if any(word in text for word in _REFUSALS) or "offers no tls" in text:
+        if not access.tls:
+            fix = f"write nats+tls:// instead of nats://, and {fix}"
+        return ConfigurationError(f"NATS at {access.address}: its certificate is not trusted: {error}: {fix}")
+    if any(word in text for word in _REFUSALS):
         return ConfigurationError(
             f"NATS at {access.address} refuses us: {error}. Check the user, password, token or credentials file"
         )
