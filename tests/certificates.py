@@ -15,6 +15,20 @@ from cryptography.x509.oid import NameOID
 __all__ = ["Authority"]
 
 
+#: Python 3.13 trusts an authority only if its certificate says that it signs others.
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
 class Authority:
     """Signs certificates; everything it makes is a file of one folder."""
 
@@ -22,8 +36,11 @@ class Authority:
         self.folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Trunkline test CA")])
-        builder = self._builder(self._name, self._key).add_extension(
-            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        builder = (
+            self._builder(self._name, self._key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
+            .add_extension(_SIGNS, critical=True)
         )
         self.path = self._write("ca.pem", builder.sign(self._key, hashes.SHA256()))
 
@@ -60,7 +77,12 @@ class Authority:
         alternatives = x509.SubjectAlternativeName(
             [x509.IPAddress(ipaddress.ip_address(address)), *map(x509.DNSName, names)]
         )
-        made = self._builder(subject, key, until).add_extension(alternatives, critical=False)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        made = (
+            self._builder(subject, key, until)
+            .add_extension(alternatives, critical=False)
+            .add_extension(issuer, critical=False)
+        )
         key_path = self.folder / f"{name}.key"
         key_path.write_bytes(
             key.private_bytes(

@@ -20,7 +20,9 @@ def _proxy_loop() -> asyncio.AbstractEventLoop:
     global _loop
     with _lock:
         if _loop is None:
-            _loop = asyncio.new_event_loop()
+            _loop = (
+                asyncio.SelectorEventLoop()
+            )  # whatever is under test: on uvloop, connections got stuck here
             threading.Thread(target=_loop.run_forever, name="trunkline-proxies", daemon=True).start()
         return _loop
 

@@ -6,7 +6,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, TrunklineError
 from ...transport import Finding
 from .connection import ReplyError
 from .hosts import Host
@@ -16,7 +16,7 @@ __all__ = ["why_unreachable"]
 
 def why_unreachable(host: Host, error: BaseException) -> Finding:
     """One finding: the cause and the cure. ``error`` is ours, or the one that a socket or a server gave."""
-    cause = error.__cause__ or error
+    cause = error.__cause__ if isinstance(error, TrunklineError) and error.__cause__ else error
     if isinstance(cause, ReplyError):
         what, fix = _refused(host, str(cause))
     elif isinstance(error, ConfigurationError):  # files of certificates, read before anything is sent
@@ -72,7 +72,9 @@ def _unreachable(host: Host, cause: BaseException) -> tuple[str, str]:
     for kinds, explain in _CAUSES:
         if isinstance(cause, kinds):
             return explain(host, cause)
-    return str(cause) or type(cause).__name__, "check host, port and network; is it Redis that listens there?"
+    return str(cause) or type(
+        cause
+    ).__name__, "check host, port and network, and that it is Redis that listens there"
 
 
 def _untrusted(host: Host, cause: BaseException) -> tuple[str, str]:
