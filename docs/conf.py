@@ -91,6 +91,8 @@ def unplaced(pages: set[str], index: str) -> str:
 
 def promises(app: Any, kind: str, name: str, subject: Any, options: Any, lines: list[str]) -> None:
     """Delivery, Order and Cancellation of a docstring are a paragraph each."""
+    if kind == "attribute":
+        lines.insert(0, "")  # or what stands before a colon in its first line is taken for a type
     inside = False
     for number, line in enumerate(lines):
         said = re.match(r"(Delivery|Order|Cancellation): (.*)", line)
