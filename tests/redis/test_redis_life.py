@@ -159,6 +159,10 @@ async def test_a_node_whose_sign_of_life_is_late_is_alive(server: Server) -> Non
         link._task.cancel()  # as kill -9 does: no good-bye
         link._disconnect()
         await eventually(lambda: b.name not in server.call("CLIENT", "LIST").decode())
+        # That post was a sign too: a connection that only now ended may be one that was cut off.
+        assert 0 < server.call("PTTL", alive) <= 8000
+        assert await a.transport.post(b.name, "c!1", b"kept", 10, TTL) is True
+        assert server.call("DEL", alive) == 1
         assert await a.transport.post(b.name, "c!1", b"gone", 10, TTL) is False
 
 

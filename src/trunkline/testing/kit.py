@@ -43,6 +43,8 @@ class Link:
         #: Seconds each arrival takes.
         self.delay = 0.0
         self.down = False
+        #: A cut breaks no connection: neither end is told, and what they send is gone. Proxies only.
+        self.silent = False
         self.changed: list[Callable[[], object]] = []
         #: Called once the promise has ended.
         self.closing: list[Callable[[], object]] = []

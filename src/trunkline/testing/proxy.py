@@ -1,4 +1,7 @@
-"""A TCP proxy that obeys a ``Link``: slow, or cut so that connections break and no new one is taken."""
+"""A TCP proxy that obeys a ``Link``: slow, or cut so that connections break and no new one is taken.
+
+A silent cut is one in the network: both ends keep their connections and hear nothing; when it heals those break.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,13 @@ class TcpProxy:
         link.changed.append(lambda: self._loop.call_soon_threadsafe(self._obey))
         link.closing.append(self.close)
 
+    @property
+    def deaf(self) -> bool:
+        """Whether nothing passes, and nobody is told."""
+        return self._link.down and self._link.silent
+
     def _obey(self) -> None:
-        if self._link.down:
+        if self._link.down != self._link.silent:  # a cut, or the end of a silent one
             for transport in list(self._open):
                 if isinstance(transport, asyncio.Transport):
                     transport.abort()
@@ -74,10 +82,12 @@ class _Near(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
         proxy = self._proxy
-        if proxy._link.down:
+        if proxy._link.down and not proxy.deaf:
             transport.close()
             return
         proxy._open.add(transport)
+        if proxy.deaf:
+            return
         task = proxy._loop.create_task(self._connect())
         proxy._tasks.add(task)
         task.add_done_callback(proxy._tasks.discard)
@@ -96,7 +106,8 @@ class _Near(asyncio.Protocol):
             far.write(data)
 
     def data_received(self, data: bytes) -> None:
-        self.after_delay(lambda: self._far.write(data) if self._far else self._early.append(data))
+        if not self._proxy.deaf:
+            self.after_delay(lambda: self._far.write(data) if self._far else self._early.append(data))
 
     def after_delay(self, send: Callable[[], object]) -> None:
         if self._proxy._link.delay:
@@ -106,7 +117,7 @@ class _Near(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._proxy._open.discard(self.transport)
-        if self._far is not None:
+        if self._far is not None and not self._proxy.deaf:
             self._far.close()
 
 
@@ -121,9 +132,10 @@ class _Far(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         near = self._near.transport
-        if isinstance(near, asyncio.Transport):
+        if isinstance(near, asyncio.Transport) and not self._near._proxy.deaf:
             self._near.after_delay(lambda: near.write(data))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._near._proxy._open.discard(self._transport)
-        self._near.transport.close()
+        if not self._near._proxy.deaf:
+            self._near.transport.close()

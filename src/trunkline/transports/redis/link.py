@@ -222,7 +222,7 @@ class Link(ABC):
             self.bound = known | {topic.decode() for topic in bound}
             self._tell_bound()
         if not isinstance(was, ReplyError):
-            return was is not None
+            return was not in (None, b"late")  # the second is a sender's word, not ours
         if not str(was).startswith(("OOM", "MISCONF", "BUSY")):
             raise_refused(self.host, was)
         return True  # it cannot say; it works and will remember us when it can

@@ -14,8 +14,8 @@ class Pace:
     #: A sign of life, and a probe of the push connection when it was silent as long.
     heartbeat: float = 2.5
     #: A node without a sign of life for so long is dead, unless the server still has its subscription. Beats come
-    #: every 1 to 1.5 heartbeats. Long enough for a process that is cut off for 20 s to miss nothing.
-    life: float = 25.0
+    #: every 1 to 1.5 heartbeats, so two may be late before that question is even asked.
+    life: float = 8.0
     #: The ends of quiet logs are looked at, against anything nobody thought of.
     audit: float = 30.0
     #: Answered frames are kept, for a server that loses what it answered.

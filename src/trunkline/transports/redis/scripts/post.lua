@@ -9,8 +9,9 @@ if last and tonumber(last) >= tonumber(ARGV[6]) then
   return redis.call('LPOS', KEYS[5], ARGV[6]) and 'FULL' or 'OK'
 end
 local alive = redis.call('GET', KEYS[2])
+local listens = not alive and redis.call('PUBSUB', 'NUMSUB', KEYS[1])[2] > 0
 -- It said good-bye; or it gives no sign of life and does not listen.
-if alive == '' or (not alive and redis.call('PUBSUB', 'NUMSUB', KEYS[1])[2] == 0) then
+if alive == '' or (not alive and not listens) then
   redis.call('DEL', KEYS[4]) -- nothing was done
   if not alive then
     -- Perhaps it is only cut off: then it is told when it is back.
@@ -19,6 +20,8 @@ if alive == '' or (not alive and redis.call('PUBSUB', 'NUMSUB', KEYS[1])[2] == 0
   end
   return 'GONE'
 end
+-- Cut off, but its connection has not ended: when that ends it gets as long to come back as one that was heard of just now.
+if listens then redis.call('SET', KEYS[2], 'late', 'PX', 8000) end
 local capacity = tonumber(ARGV[4])
 local frame, answer = ARGV[1], 'OK'
 local depth = redis.call('HINCRBY', KEYS[3], ARGV[3], 1)
