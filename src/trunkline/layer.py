@@ -257,8 +257,8 @@ class ChannelLayer:
         self,
         group: str,
         channel: str,
-        presence: dict[str, Any] | None = None,
         *,
+        presence: dict[str, Any] | None = None,
         user: str | None = None,
         announce: bool = False,
     ) -> None:

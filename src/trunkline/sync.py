@@ -106,7 +106,7 @@ class Elsewhere:
     async def group_add(
         self, group: str, channel: str, presence: dict[str, Any] | None = None, **more: Any
     ) -> None:
-        await self._hop(self._layer.group_add(group, channel, presence, **more))
+        await self._hop(self._layer.group_add(group, channel, presence=presence, **more))
 
     async def group_discard(self, group: str, channel: str) -> None:
         await self._hop(self._layer.group_discard(group, channel))

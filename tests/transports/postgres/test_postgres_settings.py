@@ -238,7 +238,7 @@ async def test_the_tables_stay_small(postgres: Postgres, prefix: str) -> None:
         await transport.push("queue", b"%d" % number, 100, 0.1)
     await transport.bind("topic", "queue", 10, 0.1)
     await transport.push_later("queue", b"x", 10, 0.01, 0.01)
-    assert await transport.remember("topic", b"x", 10, 0.01) == 1
+    assert await transport.remember("topic", b"x", "m", 10, 0.01) == (1, "")
     await transport.close()
     import asyncpg
 
