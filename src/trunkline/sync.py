@@ -280,13 +280,13 @@ class SyncLayer:
         self,
         group: str,
         channel: str,
-        presence: dict[str, Any] | None = None,
         *,
+        presence: dict[str, Any] | None = None,
         user: str | None = None,
         announce: bool = False,
     ) -> None:
         """See ``ChannelLayer.group_add``."""
-        self._call(self._layer.group_add, group, channel, presence, user=user, announce=announce)
+        self._call(self._layer.group_add, group, channel, presence=presence, user=user, announce=announce)
 
     def group_discard(self, group: str, channel: str) -> None:
         """See ``ChannelLayer.group_discard``."""
