@@ -10,10 +10,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def tracked(*where: str) -> set[str]:
+    """What is committed, or would be."""
     lines = subprocess.run(
-        ["git", "ls-files", *where], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *where],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
-    return set(lines.splitlines())
+    return {name for name in lines.splitlines() if (ROOT / name).exists()}
 
 
 def complain(what: str, names: set[str]) -> None:
@@ -27,7 +32,7 @@ def main(folder: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     ours = {name for name in inside if not name.split("/")[0].endswith(".dist-info")}
     complain("not in the wheel", sources - ours)
-    complain("in the wheel, but in no commit", ours - sources)
+    complain("in the wheel, but ignored", ours - sources)
     complain("in the wheel, without need", {name for name in ours if "/tests/" in name})
     with tarfile.open(sdist) as archive:
         found = {member.name.partition("/")[2] for member in archive if member.isfile()}
@@ -35,7 +40,7 @@ def main(folder: Path) -> None:
         "src", "tests", "docs", "examples", "bench", ".ci", "Makefile", "*.md", "LICENSE", "pyproject.toml"
     )
     complain("not in the sdist", wanted - found)
-    complain("in the sdist, but in no commit", found - tracked() - {"PKG-INFO"})
+    complain("in the sdist, but ignored", found - tracked() - {"PKG-INFO"})
     data = sorted(name for name in ours if not name.endswith(".py"))
     print(f"{wheel.name}: {len(ours)} files, {wheel.stat().st_size:,} bytes; data: {', '.join(data)}")
     print(f"{sdist.name}: {len(found)} files, {sdist.stat().st_size:,} bytes")

@@ -1,5 +1,7 @@
 """What holds for every test: a run says at its end which legs this machine could not run."""
 
+from __future__ import annotations
+
 import shutil
 
 import pytest
