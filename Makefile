@@ -73,8 +73,8 @@ test-oldest: # the lowest version of each package that pyproject.toml allows
 	@.venv-oldest/bin/python $(PYTEST) $(BROAD) $(ARGS)
 
 test-strict: $(VENV)/.ready-check # warnings are errors from the interpreter's start, in every process
-	@echo "==> -W error -X dev, in this process and in all it starts"
-	@PYTHONWARNINGS=error PYTHONDEVMODE=1 $(BIN)/python $(PYTEST) $(BROAD) $(ARGS)
+	@echo "==> -W error, in this process and in all it starts"
+	@PYTHONWARNINGS=error $(BIN)/python $(PYTEST) $(BROAD) $(ARGS)
 
 test-optimised: $(VENV)/.ready-check # no assert statement runs but those that pytest rewrites
 	@echo "==> python -O, in this process and in all it starts"
