@@ -102,7 +102,8 @@ release-check: $(VENV)/.ready-check # what would be published, installed as user
 	@.ci/release-check $(PYTHON) $(ARGS)
 
 soak: $(VENV)/.ready-check
-	@TRUNKLINE_FAILOVERS=10 $(BIN)/python -m pytest -q -s tests/faults/test_redis_failovers.py $(ARGS)
+	@TRUNKLINE_FAILOVERS=10 $(BIN)/python -m pytest -q -s tests/faults/test_redis_failovers.py tests/faults/test_nats_cluster.py \
+		tests/transports/nats/test_nats_recovering_layer.py $(ARGS)
 
 fix: $(VENV)/.ready-check
 	@$(BIN)/ruff check --fix src tests bench examples

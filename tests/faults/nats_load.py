@@ -167,6 +167,13 @@ class Load:
         except AssertionError:
             pass
 
+    async def check_told(self) -> None:
+        """Whatever is missing is told."""
+        try:
+            await eventually(lambda: all(self.told(node) for node in self.nodes), 10.0)
+        except AssertionError:
+            raise AssertionError(f"{self.account()}, told {[node.gaps for node in self.nodes]}") from None
+
     async def check(self) -> None:
         """Nothing lost, nothing doubled, nothing reordered, nothing told."""
         await self.settle()

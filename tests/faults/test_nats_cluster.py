@@ -1,8 +1,9 @@
-"""A cluster of three servers that are killed in turn, and sent away, under load."""
+"""A cluster of three servers that are killed, and sent away, under load; ``make soak`` kills each in turn."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,8 +32,11 @@ def urls(servers: list[NatsServer], first: int) -> str:
     return "nats://" + ",".join(f"127.0.0.1:{server.port}" for server in turned)
 
 
+SOAK = int(os.environ.get("TRUNKLINE_FAILOVERS", "3")) > 3
+
+
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("recover", [True, False])
+@pytest.mark.parametrize("recover", [True, False] if SOAK else [True])
 async def test_each_server_is_killed_in_turn(servers: list[NatsServer], recover: bool) -> None:
     """With the log 0 lost, 0 doubled, 0 reordered; without it nothing lost untold (one kill shows it). No job is lost."""
     prefix = unique()
@@ -49,7 +53,7 @@ async def test_each_server_is_killed_in_turn(servers: list[NatsServer], recover:
     reading = asyncio.ensure_future(reader())
     try:
         async with Load(nodes) as load:
-            for server in servers if recover else servers[:1]:
+            for server in servers if recover and SOAK else servers[:1]:
                 before = [len(node.frames) for node in nodes]
                 await eventually(
                     lambda before=before: all(
@@ -74,9 +78,8 @@ async def test_each_server_is_killed_in_turn(servers: list[NatsServer], recover:
         if recover:
             await load.check()
         else:
-            await load.settle(3.0)
+            await load.check_told()
             for node in nodes:
-                assert load.told(node), f"{load.account()}, told {node.gaps}"
                 assert load.doubled(node) == 0
                 assert load.reordered(node) == 0 or node.gaps, "only what was told lost may turn up late"
         await eventually(lambda: set(got) == set(sent), 30)

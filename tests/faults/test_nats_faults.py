@@ -45,9 +45,8 @@ async def test_a_killed_server(server: NatsServer, recover: bool) -> None:
         if recover:
             await load.check()
             return
-        await load.settle(3.0)
+        await load.check_told()
         for node in (a, b):
-            assert load.told(node), f"{load.account()}, told {node.gaps}"
             assert load.doubled(node) == 0
             assert load.reordered(node) == 0 or node.gaps, "only what was told lost may turn up late"
 
@@ -151,7 +150,8 @@ async def test_a_slow_consumer_costs_nothing(tmp_path: Path) -> None:
 async def test_an_outage_as_the_caller_sees_it(server: NatsServer) -> None:
     """Sends wait; what outlives its ttl fails; a pull waits; then all is well."""
     prefix = unique()
-    async with Node(server.url, prefix) as a, Node(server.url, prefix) as b:
+    # With the log, for whoever is back first may publish what the other does not hear.
+    async with Node(server.url, prefix, recover=True) as a, Node(server.url, prefix, recover=True) as b:
         await b.transport.subscribe("topic")
         pull = asyncio.ensure_future(b.transport.pull("queue"))
         await a.transport.push("queue", b"first", 10, TTL)

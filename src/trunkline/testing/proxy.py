@@ -81,6 +81,8 @@ class _Near(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
+        # asyncio does so by itself only for sockets that name their protocol, which accepted ones do not.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         proxy = self._proxy
         if proxy._link.down and not proxy.deaf:
             transport.close()

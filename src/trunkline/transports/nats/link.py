@@ -213,18 +213,23 @@ class Link:
 
     async def close(self) -> None:
         until = self.loop.time() + 1.0
-        while self.up and (self.sender.busy or self._answers) and self.loop.time() < until:  # noqa: ASYNC110 - once
+        while self.up and (self.sender.busy or self._answers) and self.loop.time() < until:
+            if self._task is not None and self._task.done():
+                break
             await asyncio.sleep(0.005)
         if self.up:
             self._send_raw(
                 b"PUB %b %d\r\nbye %b\r\n" % (self.subjects.control, 4 + len(self.node), self.node.encode())
             )
-            op = Op(self, b"", b"", 1.0)
-            self._ping(op)
-            try:
-                await asyncio.wait_for(op.future, 1.0)
-            except (TransportUnavailable, TimeoutError):
-                log.info("%s was gone before we could say good-bye", self.access.address)
+            if self._task is not None and self._task.done():
+                self._flush()  # the loop is ending and has cancelled whoever reads: there is no answer
+            else:
+                op = Op(self, b"", b"", 1.0)
+                self._ping(op)
+                try:
+                    await asyncio.wait_for(op.future, 1.0)
+                except (TransportUnavailable, TimeoutError):
+                    log.info("%s was gone before we could say good-bye", self.access.address)
         self._closed = True
         tasks = [task for task in (self._task, self._reading, self._greeting) if task is not None]
         for task in tasks:
