@@ -28,7 +28,7 @@ __all__ = ["Readers"]
 _MEMORY_MS = 600_000
 
 #: Frames and bytes given at a time, at most; bytes roughly, for nobody knows them before.
-_MOST, _MOST_BYTES = 8, 128 << 10
+_MOST, _MOST_BYTES = 16, 128 << 10
 
 #: Seconds within which a consumer is back that asks at once, and that a hand may lie unasked for.
 _AT_ONCE, _PATIENCE = 0.001, 0.005

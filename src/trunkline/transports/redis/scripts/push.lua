@@ -45,13 +45,10 @@ if length == 0 or redis.call('PTTL', KEYS[1]) < ttl then
   redis.call('PEXPIRE', KEYS[1], math.floor(ttl * 1.25) + 10000)
   redis.call('PEXPIRE', KEYS[2], math.floor(ttl * 1.25) + 10000)
 end
--- Who takes some wakes the next one, so a batch need not wake all.
-for _ = 1, math.min(count, 2) do
-  while true do
-    local idle = redis.call('SPOP', KEYS[3])
-    if not idle then return count end
-    local channel, slot = string.match(idle, '^(.*) (%S+)$')
-    if redis.call('PUBLISH', channel, 'W' .. slot) > 0 then break end
-  end
+-- One is enough: who takes some wakes the next ones.
+while true do
+  local idle = redis.call('SPOP', KEYS[3])
+  if not idle then return count end
+  local channel, slot = string.match(idle, '^(.*) (%S+)$')
+  if redis.call('PUBLISH', channel, 'W' .. slot) > 0 then return count end
 end
-return count

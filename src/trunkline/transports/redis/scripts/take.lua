@@ -35,11 +35,12 @@ if #given < 2 * tonumber(ARGV[5]) then
   return given
 end
 redis.call('SREM', KEYS[3], ARGV[3])
--- Whoever takes passes the wake on: a push into a queue that is not empty need not wake anybody.
-while redis.call('LLEN', KEYS[1]) > 0 do
+-- Whoever takes passes the wake on, to two while there is more: a push wakes one reader, however much it brings.
+local woken = 0
+while woken < math.min(redis.call('LLEN', KEYS[1]), 2) do
   local idle = redis.call('SPOP', KEYS[3])
   if not idle then break end
   local channel, slot = string.match(idle, '^(.*) (%S+)$')
-  if redis.call('PUBLISH', channel, 'W' .. slot) > 0 then break end
+  if redis.call('PUBLISH', channel, 'W' .. slot) > 0 then woken = woken + 1 end
 end
 return given
