@@ -1,4 +1,4 @@
-"""Writes: the first of a loop tick at once, the others of that tick together in one transaction.
+"""Writes: those of a loop tick together in one transaction; where they come one to a tick, each at once.
 
 So a caller that sends one message after the other waits for nothing, and a hundred callers share one commit. The loop
 never waits for another process's lock: a busy lock is tried again by a timer, and by then more writes may have joined.
@@ -75,6 +75,8 @@ class Writer:
         self._store: Store | None = None
         self._why = "it is not open"
         self._jobs: deque[_Job] = deque()
+        #: Writes come one to a turn of the loop, as far as the last ones tell.
+        self._alone = True
         self._turn: asyncio.Handle | None = None
         self._retry: asyncio.TimerHandle | None = None
 
@@ -108,7 +110,7 @@ class Writer:
         job = _Job(work, self._loop.time())
         if self._turn is None and not self._jobs:
             self._turn = self._loop.call_soon(self._next_turn)
-            if self._run([job]):
+            if self._alone and self._run([job]):
                 if job.error is not None:
                     raise job.error
                 return job.value
@@ -132,6 +134,8 @@ class Writer:
 
     def _next_turn(self) -> None:
         self._turn = None
+        awaited = sum(job.future is not None for job in self._jobs)
+        self._alone = awaited <= (0 if self._alone else 1)
         if self._retry is None:
             self.flush()
 
