@@ -34,7 +34,7 @@ demo: $(VENV)/.ready-demo
 
 test: $(VENV)/.ready-check
 	@echo "==> Running every test"
-	@$(BIN)/python -m pytest -q -n 3 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 	@echo "==> All tests passed."
 
 check: $(VENV)/.ready-check

@@ -16,7 +16,7 @@ SLOTS = 16384
 
 def _port_and_bus() -> tuple[int, int]:
     """Two free ports; the bus has its own, for the default (10000 above) may not exist."""
-    return free_port(), free_port()
+    return free_port(55535), free_port(55535)
 
 
 class Node(Server):

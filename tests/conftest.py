@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from nats_servers import binary
 from postgres_server import binaries
 from servers import servers
+
+#: Folders whose files take longest, which begin first: what begins last should not be what is waited for.
+_LONGEST = ("faults", "processes", "cli", "docs", "transports", "redis", "browser", "frameworks", "django")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return _LONGEST.index(folder) if folder in _LONGEST else len(_LONGEST)
+
+    items.sort(key=rank)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -36,12 +36,14 @@ def servers() -> dict[str, str]:
     return found
 
 
-def free_port() -> int:
-    """A port nobody uses at the moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+def free_port(most: int = 65535) -> int:
+    """A port nobody uses at the moment, not above ``most``."""
+    while True:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port: int = sock.getsockname()[1]
+        if port <= most:
+            return port
 
 
 class Server:
@@ -51,7 +53,9 @@ class Server:
         self.kind = kind
         self.directory = directory
         self._any_port = not port
-        self.port = port or free_port()
+        # The nodes of a cluster also listen on the port 10,000 above.
+        self._most = 55535 if "cluster_enabled" in options else 65535
+        self.port = port or free_port(self._most)
         self.options = {"save": "", "appendonly": "no", "appendfsync": "no", "loglevel": "warning", **options}
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -60,7 +64,7 @@ class Server:
         except RuntimeError:
             if not self._any_port:
                 raise
-            self.port = free_port()  # somebody else took the first one in the meantime
+            self.port = free_port(self._most)  # somebody else took the first one in the meantime
             self.start()
 
     @property

@@ -208,7 +208,7 @@ async def test_somebody_else_there() -> None:
         return serve
 
     for answer, what, fix in (
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "Protocol error", "is it Redis that listens there"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "Protocol error", "that it is Redis that listens there"),
         (b"", "it ends the connection at once", "rediss://"),
     ):
         async with await asyncio.start_server(impolite(answer), "127.0.0.1", 0) as listening:

@@ -1173,6 +1173,9 @@ class LayerConformance(PresenceConformance):
         for number in range(5):
             await a.group_send(group, {"cursor": number})
             await a.group_send(other, {"chat": number})
+        await eventually(
+            lambda: b.stats().waiting == 6 and b.stats().replaced == 4, self.patience, "all came"
+        )
         got = [await self.get(b, channel) for _ in range(6)]
         assert got == [{"cursor": 4}, *({"chat": number} for number in range(5))]
         await a.group_send(group, {"cursor": 5})
