@@ -81,6 +81,15 @@ async def say(page: Page, text: str) -> None:
     await page.get_by_label("Message", exact=True).press("Enter")
 
 
+#: A page with this can be unplugged: it reaches no server by a new connection.
+PLUG = """const Real = WebSocket;
+window.WebSocket = function (url) { return new Real(window.unplugged ? `ws://${location.host}/nowhere` : url); };"""
+
+
+async def plug(page: Page, plugged: bool) -> None:
+    await page.evaluate(f"window.unplugged = {str(not plugged).lower()}")
+
+
 @asynccontextmanager
 async def two_windows(
     browser: Browser, demo: Demo, room: str, **how: bool
@@ -203,6 +212,7 @@ async def test_a_draft_is_seen_by_the_others(browser: Browser, demo: Demo) -> No
 async def test_nothing_is_missed_while_unplugged(browser: Browser, demo: Demo) -> None:
     """A window whose server was killed, and which cannot reach another for a while, then has all that was said, in order."""
     async with visit(browser, lost=True) as here, visit(browser) as there:
+        await here.add_init_script(PLUG)
         anna, greta = await here.new_page(), await there.new_page()
         await anna.goto(f"{demo.url}?room=unplugged")
         number = await server_of(anna)
@@ -211,13 +221,13 @@ async def test_nothing_is_missed_while_unplugged(browser: Browser, demo: Demo) -
         await call(greta, "Greta")
         await say(greta, "one")
         await expect(anna.locator(".message .body")).to_have_text(["one"])
-        await here.set_offline(True)
+        await plug(anna, False)
         os.kill(demo.pid(f"server {number}"), signal.SIGKILL)
         await expect(anna.locator("#state")).to_contain_text("reconnecting")
         for text in ("two", "three", "four"):
             await say(greta, text)
             await expect(greta.locator(".message .body").last).to_have_text(text)
-        await here.set_offline(False)
+        await plug(anna, True)
         await server_of(anna)
         await say(greta, "five")
         await expect(anna.locator(".message .body")).to_have_text(["one", "two", "three", "four", "five"])

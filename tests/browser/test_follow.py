@@ -15,7 +15,7 @@ import pytest_asyncio
 import uvicorn
 from playwright.async_api import Browser, expect
 
-from browser.test_browser import browser, visit
+from browser.test_browser import PLUG, browser, plug, visit
 from trunkline import ChannelLayer, layer_from_url
 from trunkline.consumers import AsyncHttpConsumer, AsyncWebsocketConsumer
 from trunkline.routing import ProtocolTypeRouter
@@ -59,6 +59,9 @@ async def site(layer: ChannelLayer) -> AsyncIterator[str]:
         groups = ["room"]
         resume = True
 
+        async def connect(self) -> None:
+            await (self.accept() if self.scope["path"] == "/ws" else self.close())
+
         async def chat_message(self, event: dict[str, Any]) -> None:
             await self.send(json.dumps({"text": event["text"], "position": event["position"]}))
 
@@ -86,6 +89,7 @@ async def test_a_browser_that_was_away_misses_nothing(
             await layer.group_send("room", {"type": "chat.message", "text": text})
 
     async with visit(browser, lost=True) as context:
+        await context.add_init_script(PLUG)
         page = await context.new_page()
         await page.goto(site)
         lines, state = page.locator("li"), page.locator("p")
@@ -93,22 +97,22 @@ async def test_a_browser_that_was_away_misses_nothing(
         await say("1", "2")
         await expect(lines).to_have_text(["1", "2"])
 
-        await context.set_offline(True)
+        await plug(page, False)
         (channel,) = layer._nodes[asyncio.get_running_loop()]._board.members("room")
         await layer.send(channel, {"type": "cut"})
         await expect(state).to_have_text("reconnecting")
         await say("3", "4", "5")
-        await context.set_offline(False)
+        await plug(page, True)
         await expect(state).to_have_text("connected")
         await say("6")
         await expect(lines).to_have_text(["1", "2", "3", "4", "5", "6"])
 
-        await context.set_offline(True)
+        await plug(page, False)
         (channel,) = layer._nodes[asyncio.get_running_loop()]._board.members("room")
         await layer.send(channel, {"type": "cut"})
         await expect(state).to_have_text("reconnecting")
         await say(*(str(number) for number in range(30)))
-        await context.set_offline(False)
+        await plug(page, True)
         await expect(page.locator("b")).to_have_text("room")
         await say("after")
         await expect(lines.last).to_have_text("after")
