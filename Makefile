@@ -7,7 +7,7 @@ UV     := $(shell command -v uv 2>/dev/null)
 .PHONY: help demo test check legs release-check soak fix bench docs pictures clean
 help:
 	@echo "make demo    a chat across two server processes and a worker, in your browser"
-	@echo "make test    every test (under five minutes, no root, no server)"
+	@echo "make test    every test (about six minutes on two cores, no root, no server)"
 	@echo "make check   format, lint, types, architecture and every test"
 	@echo "make legs    the suite under other circumstances, each a verb of its own: see CONTRIBUTING.md"
 	@echo "make release-check   builds wheel and sdist and runs the suite against what was built"
