@@ -1,11 +1,19 @@
-"""Log lines that may come in floods: at most one per key and interval, with a count of those held back."""
+"""Log lines that may come in floods: at most one per key and interval, with a count of those held back.
+
+Beside them the hooks of users, whose errors are logged.
+"""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["RateLimited", "logger"]
+from .errors import ConfigurationError
+
+__all__ = ["RateLimited", "hook", "logger"]
 
 logger = logging.getLogger("trunkline")
 
@@ -37,3 +45,24 @@ class RateLimited:
         level = logging.WARNING if error is None else logging.ERROR
         more = {"event": event, "held": held, **fields}
         self._logger.log(level, text + "%s", *args, suffix, exc_info=error, extra=more)
+
+
+def hook(key: str, hook: Callable[..., Any] | None, log: logging.Logger) -> Callable[[str], None]:
+    """A user's callable, with or without an argument, that can do no harm: what it raises is logged."""
+    if hook is None:
+        return lambda address: None
+    if not callable(hook):
+        raise ConfigurationError(f"{key} is a callable, not {hook!r}")
+    try:
+        inspect.signature(hook).bind("address")
+        takes_address = True
+    except (TypeError, ValueError):
+        takes_address = False
+
+    def call(address: str) -> None:
+        try:
+            hook(address) if takes_address else hook()
+        except Exception:
+            log.exception("%s raised", key)
+
+    return call

@@ -14,7 +14,18 @@ from urllib.parse import SplitResult, urlsplit
 from .codecs import Codec, codec_named
 from .errors import ConfigurationError
 
-__all__ = ["QUOTE", "Kept", "Options", "Overflow", "Settings", "nearest", "shown_url", "split_url"]
+__all__ = [
+    "QUOTE",
+    "Kept",
+    "Options",
+    "Overflow",
+    "Settings",
+    "nearest",
+    "parse_number",
+    "positive",
+    "shown_url",
+    "split_url",
+]
 
 #: The advice for a URL that cannot be what was meant.
 QUOTE = "Write special characters of a password as %XX: urllib.parse.quote(password, safe='')"
@@ -258,3 +269,26 @@ def _positive(name: str, value: Any, types: tuple[type, ...], unit: str) -> None
     if wrong or not 0 < value < math.inf:
         kind = "a whole number" if types == (int,) else "a number"
         raise ConfigurationError(f"{name} is {kind} of {unit} above 0, not {value!r}")
+
+
+def positive(key: str, value: Any) -> float:
+    """A setting of a transport that is a number above 0.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ConfigurationError(f"{key} is a number above 0, not {value!r}")
+    return float(value)
+
+
+def parse_number(key: str, value: str) -> float:
+    """The number in a URL's text.
+
+    Raises:
+        ConfigurationError: It holds none.
+    """
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigurationError(f"{key} in the URL is a number, not {value!r}") from None

@@ -13,6 +13,7 @@ from typing import Any, Self
 from urllib.parse import parse_qsl, urlunsplit
 
 from ...errors import ConfigurationError, LayerClosed, TransportUnavailable
+from ...logs import hook
 from ...settings import split_url
 from ...transport import Arrivals, Finding, Server, Transport
 from .doctor import examine
@@ -92,8 +93,8 @@ class NatsTransport(Transport):
         self._replicas = replicas or 0
         self._connect_timeout = _positive("connect_timeout", connect_timeout)
         self._deadline = _positive("deadline", deadline)
-        self._on_disconnect = _hook("on_disconnect", on_disconnect)
-        self._on_reconnect = _hook("on_reconnect", on_reconnect)
+        self._on_disconnect = hook("on_disconnect", on_disconnect, log)
+        self._on_reconnect = hook("on_reconnect", on_reconnect, log)
         self._subjects = Subjects(prefix)
         self._link: Link | None = None
         self._queues: Queues | None = None
@@ -355,24 +356,3 @@ def _flag(name: str, value: Any) -> bool:
     if str(value).lower() in ("1", "true", "yes", "0", "false", "no"):
         return str(value).lower() in ("1", "true", "yes")
     raise ConfigurationError(f"{name} is true or false, not {value!r}")
-
-
-def _hook(key: str, hook: Callable[..., Any] | None) -> Callable[[str], None]:
-    """A user's callable, with or without an argument, that can do no harm."""
-    if hook is None:
-        return lambda address: None
-    if not callable(hook):
-        raise ConfigurationError(f"{key} is a callable, not {hook!r}")
-    try:
-        inspect.signature(hook).bind("address")
-        takes_address = True
-    except (TypeError, ValueError):
-        takes_address = False
-
-    def call(address: str) -> None:
-        try:
-            hook(address) if takes_address else hook()
-        except Exception:
-            log.exception("%s raised", key)
-
-    return call

@@ -376,7 +376,7 @@ class Link:
 
 
 async def prepare(connection: Connection, deadline: float) -> None:
-    """Set what this session needs, as far as the server knows it; a pooler lets no more than this through."""
+    """Set what the session needs, as far as the server knows it; a pooler lets no more than this through."""
     settings = {
         "statement_timeout": f"{int(deadline * 1000)}ms",  # what we wait for no more, the server ends too
         "client_connection_check_interval": "2s",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from ...errors import ConfigurationError, LayerClosed
-from ...settings import shown_url, split_url
+from ...logs import hook
+from ...settings import parse_number, positive, shown_url, split_url
 from ...transport import Arrivals, Finding, Leased, Server, Transport
 from .doctor import examine
 from .driver import driver_named
@@ -103,12 +103,12 @@ class PostgresTransport(Transport):
         if not isinstance(schema, str) or _schema(schema) is None:
             raise ConfigurationError(f"schema is a name of letters, digits and '_', not {schema!r}")
         self._prefix, self._schema = prefix, schema
-        self._expiry = _positive("expiry", expiry)
-        self._connect_timeout = _positive("connect_timeout", connect_timeout)
-        self._deadline = _positive("deadline", deadline)
+        self._expiry = positive("expiry", expiry)
+        self._connect_timeout = positive("connect_timeout", connect_timeout)
+        self._deadline = positive("deadline", deadline)
         self._driver = driver_named(driver)
-        self._on_disconnect = _hook("on_disconnect", on_disconnect)
-        self._on_reconnect = _hook("on_reconnect", on_reconnect)
+        self._on_disconnect = hook("on_disconnect", on_disconnect, log)
+        self._on_reconnect = hook("on_reconnect", on_reconnect, log)
         self._pace = _pace or Pace()
         self._names = Names(schema, prefix)
         self._link: Link | None = None
@@ -130,7 +130,7 @@ class PostgresTransport(Transport):
             elif key in ("prefix", "schema", "driver"):
                 options.setdefault(key, value)
             else:
-                options.setdefault(key, _parse_number(key, value))
+                options.setdefault(key, parse_number(key, value))
         return cls(urlunsplit(parts._replace(query=urlencode(for_server))), **options)
 
     @classmethod
@@ -319,37 +319,3 @@ def _check_url(url: str) -> None:
     parts = split_url(url, "the URL of a layer")
     if parts.scheme not in ("postgres", "postgresql"):
         raise ConfigurationError(f"{shown_url(url)!r} is not a URL such as postgresql://user@host/database")
-
-
-def _positive(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ConfigurationError(f"{key} is a number above 0, not {value!r}")
-    return float(value)
-
-
-def _parse_number(key: str, value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise ConfigurationError(f"{key} in the URL is a number, not {value!r}") from None
-
-
-def _hook(key: str, hook: Callable[..., Any] | None) -> Callable[[str], None]:
-    """A user's callable, with or without an argument, that can do no harm."""
-    if hook is None:
-        return lambda address: None
-    if not callable(hook):
-        raise ConfigurationError(f"{key} is a callable, not {hook!r}")
-    try:
-        inspect.signature(hook).bind("address")
-        takes_address = True
-    except (TypeError, ValueError):
-        takes_address = False
-
-    def call(address: str) -> None:
-        try:
-            hook(address) if takes_address else hook()
-        except Exception:
-            log.exception("%s raised", key)
-
-    return call

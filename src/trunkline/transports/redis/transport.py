@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Self
 from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from ...errors import ConfigurationError, LayerClosed, TransportUnavailable
-from ...settings import split_url
+from ...logs import hook
+from ...settings import parse_number, positive, split_url
 from ...transport import Arrivals, Finding, Leased, Record, Renewal, Server, Transport
 from .cluster import Cluster
 from .doctor import examine
@@ -81,18 +82,18 @@ class RedisTransport(Transport):
         if not isinstance(prefix, str) or not prefix or "{" in prefix:
             raise ConfigurationError(f"prefix is a str that is not empty and has no '{{', not {prefix!r}")
         self._prefix = prefix
-        self._expiry = _positive("expiry", expiry)
-        self._connect_timeout = _positive("connect_timeout", connect_timeout)
-        self._deadline = _positive("deadline", deadline)
-        self._log_length = math.ceil(_positive("log_length", log_length))
+        self._expiry = positive("expiry", expiry)
+        self._connect_timeout = positive("connect_timeout", connect_timeout)
+        self._deadline = positive("deadline", deadline)
+        self._log_length = math.ceil(positive("log_length", log_length))
         whole = isinstance(wait_replicas, (int, float)) and not isinstance(wait_replicas, bool)
         if not whole or wait_replicas not in range(101):
             raise ConfigurationError(
                 f"wait_replicas is a whole number of replicas, 0 to 100, not {wait_replicas!r}"
             )
         self._wait_replicas = int(wait_replicas)
-        self._on_disconnect = _hook("on_disconnect", on_disconnect)
-        self._on_reconnect = _hook("on_reconnect", on_reconnect)
+        self._on_disconnect = hook("on_disconnect", on_disconnect, log)
+        self._on_reconnect = hook("on_reconnect", on_reconnect, log)
         self._pace = _pace or Pace()
         self._node = ""
         self._links: list[ServerLink] = []
@@ -122,7 +123,7 @@ class RedisTransport(Transport):
                 "on_reconnect",
                 "_pace",
             ):
-                options.setdefault(key, value if key == "prefix" else _parse_number(key, value))
+                options.setdefault(key, value if key == "prefix" else parse_number(key, value))
             else:
                 for_host.append((key, value))
         return cls([urlunsplit(parts._replace(query=urlencode(for_host)))], **options)
@@ -504,37 +505,3 @@ class RedisTransport(Transport):
             await self._cluster.flush()
         for link in self._links:
             await link.flush()
-
-
-def _positive(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ConfigurationError(f"{key} is a number above 0, not {value!r}")
-    return float(value)
-
-
-def _parse_number(key: str, value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise ConfigurationError(f"{key} in the URL is a number, not {value!r}") from None
-
-
-def _hook(key: str, hook: Callable[..., Any] | None) -> Callable[[str], None]:
-    """A user's callable, with or without an argument, that can do no harm."""
-    if hook is None:
-        return lambda address: None
-    if not callable(hook):
-        raise ConfigurationError(f"{key} is a callable, not {hook!r}")
-    try:
-        inspect.signature(hook).bind("address")
-        takes_address = True
-    except (TypeError, ValueError):
-        takes_address = False
-
-    def call(address: str) -> None:
-        try:
-            hook(address) if takes_address else hook()
-        except Exception:
-            log.exception("%s raised", key)
-
-    return call
