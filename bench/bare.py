@@ -1,6 +1,6 @@
 """The floor: a loop of hiredis and asyncio that has the server do what Trunkline has it do, and nothing more.
 
-It sends the same script for a direct message and the same two commands for a group, and has two connections, each written
+It sends the same script for a direct message and the same three commands for a group, and has two connections, each written
 once per loop tick. It knows no capacity, no continuity, no reconnecting and no second server.
 """
 
@@ -126,7 +126,8 @@ class BareLayer:
         topic = f"bare:group:{group}"
         frame = ormsgpack.packb(["", group, message])
         self._commands.ask("XADD", f"{topic}:log", "MAXLEN", "~", 10000, "*", "d", frame)
-        await self._commands.ask("PUBLISH", topic, frame)
+        self._commands.ask("PUBLISH", topic, frame)
+        await self._commands.ask("HGETALL", f"{topic}:bound")
 
     def _arrived(self, frame: bytes) -> None:
         channel, group, message = ormsgpack.unpackb(frame)

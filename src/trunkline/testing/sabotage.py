@@ -232,6 +232,20 @@ def bind_is_forgotten(transport: Any, link: Link) -> None:
     transport.unbind = unbind
 
 
+def bind_counts_later(transport: Any, link: Link) -> None:
+    """bind returns before it is in force."""
+    real, tasks = transport.bind, []
+
+    async def bind(topic: str, queue: str, capacity: int, ttl: float) -> None:
+        async def soon() -> None:
+            await asyncio.sleep(1.5)
+            await real(topic, queue, capacity, ttl)
+
+        tasks.append(asyncio.create_task(soon()))
+
+    transport.bind = bind
+
+
 def bind_never_ends(transport: Any, link: Link) -> None:
     """A binding's ttl is ignored."""
     real = transport.bind
@@ -499,6 +513,7 @@ FAULTS: dict[Fault, str] = {
     pull_prefetches: "test_a_cancelled_pull_takes_nothing",
     pull_polls: "test_a_waiting_pull_is_woken",
     bind_is_forgotten: "test_bound_queue_gets_publishes",
+    bind_counts_later: "test_a_bind_counts_at_once",
     bind_never_ends: "test_binding_ends_after_its_ttl",
     flush_keeps_everything: "test_flush_forgets",
     close_stays: "test_close_leaves_nothing",

@@ -757,6 +757,18 @@ class TransportConformance(RecordConformance):
         assert await b.transport.pull(queue) == b"fence"
 
     @promise
+    async def test_a_bind_counts_at_once(self) -> None:
+        """Once bind has returned, every publish reaches the queue, also from a node that hears everything late."""
+        a, late = await self.peers(2)
+        topic, queue = self.fresh("topic"), self.fresh("queue")
+        await late.transport.publish(topic, b"before", TTL)
+        late.link.delay = 0.3
+        await a.transport.bind(topic, queue, 10, TTL)
+        await late.transport.publish(topic, b"x", TTL)
+        await a.transport.push(queue, b"fence", 10, TTL)
+        assert await a.transport.pull(queue) == b"x"
+
+    @promise
     async def test_full_bound_queue_is_named(self) -> None:
         """A publish never fails for a full bound queue: the queue misses it, and is returned."""
         a, b = await self.peers(2)

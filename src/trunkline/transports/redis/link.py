@@ -99,10 +99,6 @@ class Link(ABC):
         self._is_home = is_home
         #: Names of the topics we subscribe to, for those who are told of gaps.
         self._topics: dict[bytes, str] = {}
-        #: Topics that have queues bound to them.
-        self.bound: set[str] = set()
-        self._bound_waiters: list[asyncio.Future[None]] = []
-        self._news = 0
         self.inflow = Inflow(
             Receiver(retention=self._retention, patience=setting.pace.patience),
             self.clock,
@@ -144,10 +140,6 @@ class Link(ABC):
         self.inflow.fail(error)
         self.readers.fail(error)
         self.inbox.close()
-        for future in self._bound_waiters:
-            if not future.done():
-                future.set_exception(error)
-                future.exception()
 
     # -- connections come and go
 
@@ -209,18 +201,10 @@ class Link(ABC):
 
     async def _show_life(self, commands: Asking) -> bool:
         """The sign of life; True when the server had the last one still."""
-        now = int(self.clock.now() * 1000)
-        asked, news = time.monotonic(), self._news
-        time_, bound, was, *_ = await commands.call(
-            ("TIME",), ("ZRANGEBYSCORE", self.names.bound, now, "+inf"), *self._sign()
-        )
+        asked = time.monotonic()
+        time_, was, *_ = await commands.call(("TIME",), *self._sign())
         if isinstance(time_, list):
             self._set_clock(time_, asked)
-        if isinstance(bound, list):
-            # What was bound since we asked is known from the news only.
-            known = set() if news == self._news else self.bound
-            self.bound = known | {topic.decode() for topic in bound}
-            self._tell_bound()
         if not isinstance(was, ReplyError):
             return was not in (None, b"late")  # the second is a sender's word, not ours
         if not str(was).startswith(("OOM", "MISCONF", "BUSY")):
@@ -268,28 +252,10 @@ class Link(ABC):
         kind, text = data[:1], data[1:]
         if kind == b"W":
             self.readers.wake(text)
-        elif kind == b"B":
-            self.bound.add(text.decode())
-            self._tell_bound()
         elif kind == b"F":
-            self.bound.clear()
             self.inbox.forget()
             self.readers.forget()
             self.outbox.forget_logs()
-
-    def _tell_bound(self) -> None:
-        self._news += 1
-        waiting, self._bound_waiters = self._bound_waiters, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
-
-    async def hear_of(self, topic: str) -> None:
-        """Wait until this node knows that the topic has bindings; then the others were told too."""
-        while topic not in self.bound:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._bound_waiters.append(future)
-            await future
 
     # -- topics
 

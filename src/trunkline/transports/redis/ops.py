@@ -72,12 +72,12 @@ class Op(Sent):
 
 
 class Publish(Op):
-    """Append to the topic's log and push to whoever listens."""
+    """Append to the topic's log, push to whoever listens, and learn which queues are bound to it."""
 
     __slots__ = ("bindings", "retention")
 
     def __init__(
-        self, outbox: Outbox, topic: bytes, body: bytes, ttl: float, retention: float, bindings: bytes | None
+        self, outbox: Outbox, topic: bytes, body: bytes, ttl: float, retention: float, bindings: bytes
     ) -> None:
         super().__init__(outbox, topic, body, ttl)
         self.retention = retention
@@ -91,15 +91,14 @@ class Publish(Op):
         append = (b"XADD", topic or b"", b"MINID", b"~", oldest, b"*", b"d", frame)
         push = (outbox.dialect.publish, topic or b"", frame)
         packed = outbox.upkeep(topic or b"", len(frame), self.retention)
-        if self.bindings is not None:
-            packed.append(pack(b"HGETALL", self.bindings))
+        packed.append(pack(b"HGETALL", self.bindings))
         self.want = 2 + len(packed)
         if len(frame) < LARGE:
             return b"".join((pack(*append), pack(*push), *packed))
         return [*pack_large(*append), *pack_large(*push), *packed]
 
     def conclude(self, replies: list[Any]) -> Any:
-        return replies[-1] if self.bindings is not None else None
+        return replies[-1]
 
 
 class ScriptOp(Op):

@@ -81,21 +81,20 @@ class Names:
         # Asked for with every message, and a node meets few names at a time.
         remembered = functools.lru_cache(maxsize=16384)
         self.topic = remembered(self._topic)
+        self.bindings = remembered(self._bindings)
         self.post_keys = remembered(self._post_keys)
         self.push_keys = remembered(self._push_keys)
         self.record_keys = remembered(self._record_keys)
         #: What the keys of the server itself are tagged by; None: by their names.
         self._place: int | None = None
-        #: What happens to this prefix on this server: a queue was bound, everything was flushed.
+        #: What happens to this prefix on this server: everything was flushed.
         self.news = self._key("news", "")
-        #: Topics with bindings.
-        self.bound = self._key("bound", "")
 
     def of(self, place: int) -> Names:
         """The same for one partition that lives by itself: what was the server's is the partition's."""
         names = copy.copy(self)
         names._place = place
-        names.news, names.bound = names._own("news", ""), names._own("bound", "")
+        names.news = names._own("news", "")
         return names
 
     def _own(self, kind: str, name: str) -> bytes:
@@ -110,7 +109,7 @@ class Names:
         """The log and the pub/sub channel of a topic."""
         return self._key("t", topic)
 
-    def bindings(self, topic: str) -> bytes:
+    def _bindings(self, topic: str) -> bytes:
         return self._key("b", topic)
 
     def node(self, node: str) -> bytes:

@@ -288,17 +288,17 @@ class RedisTransport(Transport):
         if not link.met:
             await link.meet()
         names = link.names
-        bindings = names.bindings(topic) if topic in link.bound else None
-        op = Publish(link.outbox, names.topic(topic), frame, ttl, max(ttl, self._expiry), bindings)
+        retention = max(ttl, self._expiry)
+        op = Publish(link.outbox, names.topic(topic), frame, ttl, retention, names.bindings(topic))
         link.outbox.submit(op)
-        fields: list[bytes] | None = await op.future
+        fields: list[bytes] = await op.future
         if link.inflow.receiver.recovering:
             await link.inflow.caught_up(names.topic(topic))
         for other in self._read(topic):
-            if other is not link and topic in other.bound:
+            if other is not link:
                 fetch = PlainOp(other.outbox, "HGETALL", other.names.bindings(topic), ttl=ttl)
                 other.outbox.submit(fetch)
-                fields = [*(fields or []), *await fetch.future]
+                fields = [*fields, *await fetch.future]
         return await self._push_bound(link, frame, ttl, fields) if fields else ()
 
     async def _push_bound(self, link: Link, frame: bytes, ttl: float, fields: list[bytes]) -> list[str]:
@@ -416,15 +416,11 @@ class RedisTransport(Transport):
     async def bind(self, topic: str, queue: str, capacity: int, ttl: float) -> None:
         ops: list[Op] = []
         for link in await self._met(topic):
-            names = link.names
-            args: list[bytes | str | int] = [queue, capacity, max(int(ttl * 1000), 1), topic, names.news]
-            keys = (names.bindings(topic), names.bound)
-            ops.append(ScriptOp(link.outbox, BIND, keys, args, ttl=ttl))
+            args: list[bytes | str | int] = [queue, capacity, max(int(ttl * 1000), 1)]
+            ops.append(ScriptOp(link.outbox, BIND, (link.names.bindings(topic),), args, ttl=ttl))
             link.outbox.submit(ops[-1])
         for op in ops:
             await op.future
-        for link in self._read(topic):
-            await link.hear_of(topic)
 
     async def unbind(self, topic: str, queue: str) -> None:
         for link in await self._met(topic):
