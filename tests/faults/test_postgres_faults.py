@@ -1,10 +1,16 @@
-"""PostgreSQL at its worst: ended backends, a server that freezes, restarts, crashes and fails over, late commits."""
+"""PostgreSQL at its worst: ended backends, a server that freezes, restarts, crashes and fails over, late commits, bad roads,
+processes that stand still and are killed."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -17,6 +23,7 @@ from trunkline.continuity import Sender, Sent
 from trunkline.errors import ChannelFull, TransportUnavailable
 from trunkline.testing import Link
 from trunkline.testing.proxy import TcpProxy
+from trunkline.transports.postgres import PostgresTransport
 from trunkline.transports.postgres.names import CHANNEL, Names
 
 pytestmark = pytest.mark.skipif(binaries() is None, reason="no PostgreSQL on this machine")
@@ -98,6 +105,91 @@ async def test_a_frozen_server_costs_nothing(postgres: Postgres) -> None:
         await load.check()
 
 
+async def test_bad_roads_cost_nothing(postgres: Postgres) -> None:
+    """One node's road is slow, the other's is cut again and again, noticed or not: 0 lost, 0 doubled, 0 reordered."""
+    prefix = unique()
+    slow, bad = Link(), Link()
+    slow.delay = 0.04
+    proxies = [TcpProxy(link, "127.0.0.1", postgres.port) for link in (slow, bad)]
+    urls = [f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres" for proxy in proxies]
+    try:
+        async with Node(urls[0], prefix) as a, Node(urls[1], prefix, deadline=0.7) as b:
+            async with Load([a, b]) as load:  # type: ignore[list-item]
+                for silent in (False, True, False):
+                    heard, lost, back = len(b.frames), b.disconnects, b.reconnects
+                    await eventually(lambda heard=heard: len(b.frames) > heard + 30, 30)
+                    bad.silent = silent
+                    bad.cut()
+                    await eventually(lambda lost=lost: b.disconnects > lost, 30)
+                    bad.heal()
+                    await eventually(lambda back=back: b.reconnects > back, 30)
+                await eventually(lambda: heard_enough(a, b), 30)
+            await load.check()
+            assert a.disconnects == 0
+    finally:
+        for link in (slow, bad):
+            link.close()
+
+
+async def test_a_process_that_stands_still_and_is_killed(postgres: Postgres) -> None:
+    """SIGSTOP for longer than its life: it misses nothing and is still there. SIGKILL: it is gone, with the job in hand, and
+    what it waited for goes to others."""
+    prefix = unique()
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, str(Path(__file__).with_name("postgres_child.py")), postgres.url, prefix,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.stdin is not None
+    assert child.stdout is not None
+
+    async def said() -> dict[str, Any]:
+        assert child.stdout is not None
+        found: dict[str, Any] = json.loads(await asyncio.wait_for(child.stdout.readline(), 30))
+        return found
+
+    try:
+        name = (await said())["name"]
+        pace = QUICK.__class__(heartbeat=0.5, life=1.0)
+        async with Node(postgres.url, prefix, _pace=pace) as node:
+            transport = node.transport
+            sent = []
+            for number in range(60):
+                if number == 10:
+                    child.send_signal(signal.SIGSTOP)
+                if number in (20, 40):
+                    await asyncio.sleep(0.8)
+                await transport.publish("room", b"%d" % number, TTL)
+                assert await transport.post(name, "x!1", b"post %d" % number, None, TTL)
+                sent += [f"{number}", f"post {number}"]
+            child.send_signal(signal.SIGCONT)
+            heard: dict[str, Any] = {"frames": []}
+            while len(heard["frames"]) < len(sent):
+                child.stdin.write(b"tell\n")
+                heard = await said()
+            assert heard == {"frames": sent, "gaps": []}
+
+            child.stdin.write(b"take\n")
+            await transport.push("jobs", b"in hand", 10, TTL)
+            assert (await said())["taken"] == "in hand"
+            child.stdin.write(b"take\n")
+            area = Names("trunkline", prefix).area
+            waiting = "SELECT count(*) FROM trunkline.readers WHERE queue = 'jobs' AND area = $1"
+            while (await sql(postgres.url, waiting, area))[0][0] < 1:
+                await asyncio.sleep(0.01)
+            child.kill()
+            await child.wait()
+            until = time.monotonic() + 30
+            while await transport.post(name, "x!1", b"anybody?", None, TTL):
+                assert time.monotonic() < until
+                await asyncio.sleep(0.05)
+            await transport.push("jobs", b"next", 10, TTL)
+            assert await asyncio.wait_for(transport.pull("jobs"), 10) == b"next"
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+
+
 async def test_a_crash_is_told_or_made_good() -> None:
     """kill -9 of the whole server: unlogged tables come back empty, senders repeat, the rest is told."""
     with running() as server:
@@ -124,6 +216,10 @@ async def test_a_failover_is_told_or_made_good() -> None:
             hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
             url = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
             prefix = unique()
+            found = await PostgresTransport.examine(standby.url)
+            assert [(finding.level, finding.what) for finding in found] == [
+                ("error", "this is a standby: it takes no messages")
+            ]
             async with Node(url, prefix) as a, Node(url, prefix) as b:
                 async with Load([a, b]) as load:  # type: ignore[list-item]
                     await asyncio.sleep(0.5)

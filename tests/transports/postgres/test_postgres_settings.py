@@ -169,6 +169,101 @@ for alias in ("defualt", "lite"):
     ], done.stderr
 
 
+SHOP = {
+    "settings.py": """
+import os
+DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "postgres", "USER": os.environ["ROLE"],
+                         "PASSWORD": "x", "HOST": "127.0.0.1", "PORT": os.environ["PORT"]}}
+INSTALLED_APPS = ["shop"]
+USE_TZ = True
+CHANNEL_LAYERS = {"default": {"BACKEND": "trunkline.layers.PostgresChannelLayer",
+                              "CONFIG": {"database": "default", "schema": os.environ["SCHEMA"]}}}
+""",
+    "shop/__init__.py": "",
+    "shop/migrations/__init__.py": "",
+    "shop/migrations/0001_initial.py": """
+import os
+from django.db import migrations
+from trunkline.transports.postgres import schema_sql
+
+SCHEMA, ROLE = os.environ["SCHEMA"], os.environ["APP"]
+GRANTS = f"GRANT USAGE ON SCHEMA {SCHEMA} TO {ROLE}; " \\
+         f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {SCHEMA} TO {ROLE}"
+
+class Migration(migrations.Migration):
+    operations = [
+        migrations.RunSQL(schema_sql(SCHEMA), f"DROP SCHEMA {SCHEMA} CASCADE"),
+        migrations.RunSQL(GRANTS, migrations.RunSQL.noop),
+    ]
+""",
+    "play.py": """
+import django
+django.setup()
+from django.db import transaction
+from trunkline import ConfigurationError, get_channel_layer
+
+layer = get_channel_layer()
+try:
+    channel = layer.sync.new_channel()
+    layer.sync.group_add("g", channel)
+except ConfigurationError as error:
+    print("python -m trunkline.transports.postgres" in str(error))
+else:
+    try:
+        with transaction.atomic():
+            layer.sync.group_send("g", {"type": "rolled.back"}, on_commit=True)
+            raise KeyError
+    except KeyError:
+        pass
+    with transaction.atomic():
+        layer.sync.group_send("g", {"type": "committed"}, on_commit=True)
+        layer.sync.group_send("g", {"type": "at.once"})
+    print([layer.sync.receive(channel, timeout=10)["type"] for _ in range(2)])
+layer.sync.close()
+""",
+}
+
+
+def test_a_migration_makes_the_schema(postgres: Postgres, role: str, tmp_path: Path) -> None:
+    """The administrator migrates, there, back and there again; the application's user could not have made it."""
+    for name, text in SHOP.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(text)
+    schema = f"s{uuid.uuid4().hex[:8]}"
+    common = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "DJANGO_SETTINGS_MODULE": "settings",
+        "SCHEMA": schema,
+    }
+    common |= {"PORT": str(postgres.port), "APP": role}
+
+    def run(user: str, *command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**common, "ROLE": user},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run(role, str(tmp_path / "play.py")) == "True\n"
+    call = "call_command('migrate', verbosity=0, **{})"
+    calls = "; ".join(
+        call.format(more) for more in ("{}", "{'app_label': 'shop', 'migration_name': 'zero'}", "{}")
+    )
+    run(
+        "postgres",
+        "-c",
+        f"import django; from django.core.management import call_command; django.setup(); {calls}",
+    )
+    assert run(role, str(tmp_path / "play.py")) == "['at.once', 'committed']\n"
+    postgres.sql(f'DROP SCHEMA "{schema}" CASCADE')
+    postgres.sql("DROP TABLE django_migrations")
+
+
 # The schema
 
 
