@@ -48,7 +48,7 @@ check: $(VENV)/.ready-check
 # Legs: the suite, or what of it concerns the leg, under other circumstances. Each has an environment of its own where the
 # installed packages differ. BROAD leaves out what is about the machine (faults, browsers, plots) or about the source tree.
 BROAD   := $(filter-out tests/faults/ tests/browser/ tests/bench/ tests/docs/ tests/typing/ tests/__pycache__/,$(wildcard tests/*/))
-CORE    := tests/pure tests/fundamentals tests/layer tests/consumers tests/processes tests/extras \
+CORE    := tests/pure tests/fundamentals tests/layer tests/consumers tests/processes tests/extras/test_without_extras.py \
            $(wildcard tests/transports/test_*.py)
 # Those that need a package, each by its own.
 NOT_CORE := $(addprefix --ignore=tests/,pure/test_typed.py pure/test_envelope.py consumers/test_consumer_typed.py \

@@ -336,7 +336,7 @@ def test_the_five_steps() -> None:
     assert re.findall(r"^(\d)\. ", inspect.getdoc(node) or "", re.M) == list("12345")
     in_code = re.findall(r"# (\d)\. (\w+)", source)
     assert list(dict.fromkeys(number for number, _ in in_code)) == list("12345")
-    architecture = (Path(trunkline.__file__).parents[2] / "ARCHITECTURE.md").read_text()
+    architecture = (Path(__file__).parents[2] / "ARCHITECTURE.md").read_text()
     life = architecture.partition("## One message's life")[2].partition("\n## ")[0]
     assert re.findall(r"^(\d)\. ", life, re.M) == list("12345")
 

@@ -105,6 +105,13 @@ def test_two_names_for_one_place(caplog: pytest.LogCaptureFixture) -> None:
     )
     trunkline.configure({"a": {"BACKEND": MEMORY}, "b": {"BACKEND": MEMORY}})  # each of its own hub
     assert not caplog.records
+    trunkline.configure({"default": "memory://x", "jobs": "memory://x?prefix=asgi&capacity=5"})
+    (record,) = caplog.records
+    assert record.getMessage().endswith('Give \'jobs\' a prefix of its own: "prefix": "jobs"')
+
+
+def test_two_names_for_one_redis(caplog: pytest.LogCaptureFixture) -> None:
+    """The same of a server; its password is not told."""
     trunkline.configure({"default": "redis://:zecret@h", "jobs": "redis://:zecret@h?prefix=asgi&capacity=5"})
     (record,) = caplog.records
     assert record.getMessage().endswith('Give \'jobs\' a prefix of its own: "prefix": "jobs"')

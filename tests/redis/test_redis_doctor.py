@@ -27,7 +27,7 @@ from trunkline.transports.redis.permissions import acl_line
 from trunkline.transports.redis.topology import Names
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "src/trunkline/transports/redis"
+SOURCE = Path(permissions.__file__).parent
 
 
 class Findings:
