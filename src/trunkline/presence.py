@@ -99,7 +99,7 @@ class Presence:
         if "records" not in transport.features:
             raise ConfigurationError(
                 f"presence needs a transport that keeps records, and {type(transport).__name__} does not: "
-                "memory://, embedded:// and redis:// do"
+                "memory://, embedded://, redis:// and postgresql:// do"
             )
         self._transport = transport
         self._seal = seal

@@ -249,6 +249,7 @@ async def test_what_a_crash_took_is_replayed(window: float) -> None:
         async with Node(server.url, prefix, _pace=pace) as a, Node(cut_url, prefix, _pace=pace) as b:
             for node in (a, b):
                 await node.transport.subscribe("room")
+            await a.transport.keep_record("room", "1", "ann", b"x", TTL)
             await a.transport.publish("room", b"before", TTL)
             await eventually(lambda: b.frames)
             link.cut()
@@ -267,6 +268,8 @@ async def test_what_a_crash_took_is_replayed(window: float) -> None:
                 assert (b.frames, b.gaps) == (sent, [])
             else:
                 assert (b.frames, b.gaps) == ([b"before", b"after"], ["room"])
+            assert await a.transport.keep_record("room", "2", "ann", b"x", TTL) == 1
+            assert await a.transport.renew_records(["room"], TTL) == (["room"], [], [])
         link.close()
 
 
@@ -289,7 +292,7 @@ async def test_a_late_commit_does_not_slip_behind(postgres: Postgres) -> None:
             sender.number(late, int(a.transport.now() * 1000))
             await held.execute(
                 "INSERT INTO trunkline.frames (area, topic, stamp, until, data) "
-                "VALUES ($1, $2, trunkline.now_1(), trunkline.now_1() + 70000, $3)",
+                "VALUES ($1, $2, trunkline.now_2(), trunkline.now_2() + 70000, $3)",
                 names.area, topic, sender.frame(late),
             )  # fmt: skip
             inflow = b.transport._link.inflow  # type: ignore[union-attr]
@@ -326,7 +329,7 @@ async def test_a_hole_in_a_chain_is_read_again(postgres: Postgres) -> None:
                 sender.number(sent, int(node.transport.now() * 1000) + 1000)
                 await raw.execute(
                     "WITH put AS (INSERT INTO trunkline.frames (area, topic, stamp, until, data) "
-                    "VALUES ($1, $2, trunkline.now_1(), trunkline.now_1() + 70000, $3) RETURNING data) "
+                    "VALUES ($1, $2, trunkline.now_2(), trunkline.now_2() + 70000, $3) RETURNING data) "
                     "SELECT pg_notify($4, encode(data, 'base64')) FROM put WHERE $5",
                     names.area, topic, sender.frame(sent), f"{CHANNEL}{topic.hex()}", told,
                 )  # fmt: skip
@@ -350,7 +353,7 @@ async def test_a_batch_that_is_stuck_counts_once(postgres: Postgres) -> None:
             calls = [asyncio.ensure_future(a.transport.push("jobs", b"%d" % n, 100, TTL)) for n in range(5)]
             calls += [asyncio.ensure_future(a.transport.publish("room", b"%d" % n, TTL)) for n in range(5)]
             await eventually(lambda: a.disconnects)
-            stuck = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%hello_1%'"
+            stuck = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%hello_2%'"
             while not await sql(postgres.url, stuck):
                 await asyncio.sleep(0.01)
             await holder.execute("ROLLBACK")

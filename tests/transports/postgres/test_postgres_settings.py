@@ -275,6 +275,28 @@ async def test_the_schema_is_made_by_many_at_once(postgres: Postgres, prefix: st
     await asyncio.to_thread(postgres.sql, f'DROP SCHEMA "{schema}" CASCADE')
 
 
+async def test_an_older_schema_is_brought_up_to_date(postgres: Postgres, prefix: str) -> None:
+    """What is missing is made beside what is there, which keeps its content."""
+    schema = f"s{uuid.uuid4().hex[:8]}"
+    transport = PostgresTransport(postgres.url, prefix=prefix, schema=schema)
+    await transport.open(uuid.uuid4().hex[:20], Ear())
+    await transport.push("queue", b"from before", 10, 60)
+    await transport.close()
+    for old in (
+        "TABLE {}.keepers",
+        "TABLE {}.records",
+        "TABLE {}.tagged",
+        "FUNCTION {}.sweep_2",
+        "FUNCTION {}.write_2",
+    ):
+        await asyncio.to_thread(postgres.sql, "DROP " + old.format(schema))
+    await transport.open(uuid.uuid4().hex[:20], Ear())
+    assert await transport.keep_record("topic", "key", "tag", b"x", 60) == 1
+    assert await transport.pull("queue") == b"from before"
+    await transport.close()
+    await asyncio.to_thread(postgres.sql, f'DROP SCHEMA "{schema}" CASCADE')
+
+
 async def test_a_user_who_may_not_make_it_is_told_what_to_do(
     postgres: Postgres, prefix: str, role: str
 ) -> None:
@@ -334,17 +356,23 @@ async def test_the_tables_stay_small(postgres: Postgres, prefix: str) -> None:
     await transport.bind("topic", "queue", 10, 0.1)
     await transport.push_later("queue", b"x", 10, 0.01, 0.01)
     assert await transport.remember("topic", b"x", "m", 10, 0.01) == (1, "")
+    assert await transport.keep_record("topic", "key", "tag", b"x", 0.01) == 1
     await transport.close()
     import asyncpg
 
     admin = await asyncpg.connect(postgres.url)
     await admin.execute(
         f'UPDATE "{schema}".frames SET until = 0; UPDATE "{schema}".history SET until = 0; '
-        f'UPDATE "{schema}".depths SET seen = 0'
+        f'UPDATE "{schema}".depths SET seen = 0; '
+        f"UPDATE \"{schema}\".keepers SET until = 0 WHERE node <> ''"
     )
     await asyncio.sleep(0.2)
-    assert await admin.fetchval(f'SELECT "{schema}".sweep_1(8000, 1000000)') == 0
-    for table in ("frames", "queues", "depths", "bindings", "nodes", "readers", "later", "history"):
+    assert await admin.fetchval(f'SELECT "{schema}".sweep_2(8000, 1000000)') == 0
+    tables = await admin.fetch(
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = $1::regnamespace", schema
+    )
+    assert len(tables) > 8
+    for (table,) in tables:
         assert await admin.fetchval(f'SELECT count(*) FROM "{schema}".{table}') == 0, table
     await admin.execute(f'DROP SCHEMA "{schema}" CASCADE')
     await admin.close()

@@ -117,7 +117,7 @@ async def _permissions(connection: Connection, schema: str, area: int) -> list[F
     name = quoted(schema)
     ((there, made, may_make, may_fill),) = await connection.fetch(
         "SELECT to_regnamespace($1::text) IS NOT NULL, "
-        "EXISTS (SELECT FROM pg_proc WHERE pronamespace = to_regnamespace($1::text) AND proname = 'sweep_1'), "
+        "EXISTS (SELECT FROM pg_proc WHERE pronamespace = to_regnamespace($1::text) AND proname = 'sweep_2'), "
         "has_database_privilege(current_database(), 'CREATE'), "
         "coalesce(has_schema_privilege(to_regnamespace($1::text), 'CREATE'), false)",
         name,

@@ -76,7 +76,7 @@ class Inflow:
         self._sweeper: asyncio.TimerHandle | None = None
         self._work = asyncio.Event()
         self._audit_due = self._beat_due = self._sweep_due = False
-        self._sweep_sql = f"SELECT {quoted(schema)}.sweep_1($1::bigint, $2::bigint)"
+        self._sweep_sql = f"SELECT {quoted(schema)}.sweep_2($1::bigint, $2::bigint)"
         #: How many there are, by the last sweep.
         self.nodes = 1
         self._life = life

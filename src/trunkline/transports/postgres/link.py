@@ -25,6 +25,7 @@ from .names import CHANNEL, Names
 from .outbox import Op, Outbox
 from .pace import Pace
 from .readers import Readers
+from .records import Records
 from .schema import quoted, schema_sql
 
 __all__ = ["POOLED", "Link", "prepare"]
@@ -77,6 +78,7 @@ class Link:
             unavailable=self.unavailable,
         )
         self.readers = Readers(self.outbox, self.clock)
+        self.records = Records(self.outbox, names, expiry)
         self.inbox = Inbox(self.outbox, arrivals)
         self.inflow = Inflow(
             Receiver(retention=self._retention, patience=pace.patience),
@@ -138,7 +140,7 @@ class Link:
         writing, listening = self._connections
         try:
             async with asyncio.timeout(1.0):
-                await writing.fetch(f"SELECT {quoted(self._schema)}.bye_1($1::bytea)", self._me)
+                await writing.fetch(f"SELECT {quoted(self._schema)}.bye_2($1::bytea)", self._me)
                 await writing.close()
                 await listening.close()
         except (Trouble, TimeoutError, OSError):
@@ -244,7 +246,7 @@ class Link:
         await ensure_schema(writing, self._schema)
         asked = time.monotonic()
         ((fresh, clock),) = await writing.fetch(
-            f"SELECT fresh, clock FROM {quoted(self._schema)}.hello_1($1::bytea, $2::text, $3::bigint, $4::int)",
+            f"SELECT fresh, clock FROM {quoted(self._schema)}.hello_2($1::bytea, $2::text, $3::bigint, $4::int)",
             self._me,
             self._label,
             self.names.area,
@@ -402,7 +404,7 @@ async def ensure_schema(connection: Connection, schema: str) -> None:
     name = quoted(schema)
     # The last thing that is made stands for all.
     ((there,),) = await connection.fetch(
-        "SELECT EXISTS (SELECT FROM pg_proc WHERE pronamespace = to_regnamespace($1::text) AND proname = 'sweep_1')",
+        "SELECT EXISTS (SELECT FROM pg_proc WHERE pronamespace = to_regnamespace($1::text) AND proname = 'sweep_2')",
         name,
     )
     if there:

@@ -60,6 +60,12 @@ class Kind(enum.IntEnum):
     LATER = 15
     REMEMBER = 16
     RECALL = 17
+    KEEP = 18
+    DROP = 19
+    RENEW = 20
+    RECORDS = 21
+    COUNT = 22
+    REAP = 23
 
 
 class Op(Sent):
@@ -119,7 +125,7 @@ class Outbox:
         self._clock = clock
         self._me, self._area, self._life = inbox, area, life
         self._write = (
-            f"SELECT clock, codes, places, extras FROM {quoted(schema)}.write_1("
+            f"SELECT clock, codes, places, extras FROM {quoted(schema)}.write_2("
             "$1::bytea, $2::bigint, $3::bigint, $4::bigint, $5::smallint[], $6::bytea[], $7::text[], $8::bytea[], "
             "$9::bigint[], $10::bigint[])"
         )

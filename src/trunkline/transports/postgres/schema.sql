@@ -1,5 +1,6 @@
 -- Trunkline in PostgreSQL 13 or newer. Everything may be run again, at any time, beside running processes.
 -- Tables are UNLOGGED: quick, and empty after a crash or on a promoted standby, which every process notices.
+-- The number in a function's name is the version of all: processes of two versions may run beside each other.
 
 DO $$ BEGIN
     IF to_regnamespace('{schema}') IS NULL THEN  -- one that is there may be used without the right to make one
@@ -99,11 +100,42 @@ CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.bindings (
     PRIMARY KEY (topic, queue)
 );
 
-CREATE OR REPLACE FUNCTION {schema}.now_1() RETURNS bigint LANGUAGE sql VOLATILE AS
+-- What nodes keep beside topics, under a lease for each node and topic that ends at `until`. `mark`: 1 if some of it was
+-- lost, 2 if some was reaped, and the node has not kept it anew. `n`: its records. Node '': `n` different tags.
+CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.keepers (
+    topic bytea NOT NULL,
+    node text NOT NULL,
+    area bigint NOT NULL,
+    until bigint NOT NULL,
+    mark smallint NOT NULL,
+    n bigint NOT NULL,
+    PRIMARY KEY (topic, node)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+CREATE INDEX IF NOT EXISTS keepers_node ON {schema}.keepers (node);
+
+-- Each record, and how many of them have a tag. A tag begins with its length: four bytes.
+CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.records (
+    topic bytea NOT NULL,
+    node text NOT NULL,
+    key text NOT NULL,
+    area bigint NOT NULL,
+    tag bytea NOT NULL,
+    value bytea NOT NULL,
+    PRIMARY KEY (topic, node, key)
+) WITH (autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 2000);
+CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.tagged (
+    topic bytea NOT NULL,
+    tag bytea NOT NULL,
+    area bigint NOT NULL,
+    n bigint NOT NULL,
+    PRIMARY KEY (topic, tag)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 2000);
+
+CREATE OR REPLACE FUNCTION {schema}.now_2() RETURNS bigint LANGUAGE sql VOLATILE AS
     $$ SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint $$;
 
 -- Whether a node hears us at this moment.
-CREATE OR REPLACE FUNCTION {schema}.listens_1(node bytea) RETURNS boolean LANGUAGE sql VOLATILE AS $$
+CREATE OR REPLACE FUNCTION {schema}.listens_2(node bytea) RETURNS boolean LANGUAGE sql VOLATILE AS $$
     SELECT EXISTS (
         SELECT FROM {schema}.nodes n, LATERAL pg_stat_get_activity(n.pid) a
         WHERE n.inbox = node AND a.application_name = n.label
@@ -111,7 +143,7 @@ CREATE OR REPLACE FUNCTION {schema}.listens_1(node bytea) RETURNS boolean LANGUA
 $$;
 
 -- Wake one line of a node that waits for a queue.
-CREATE OR REPLACE FUNCTION {schema}.wake_1(mine bigint, waited text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION {schema}.wake_2(mine bigint, waited text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     reader record;
 BEGIN
@@ -122,7 +154,7 @@ BEGIN
         )
         RETURNING r.inbox, r.line INTO reader;
         EXIT WHEN NOT FOUND;
-        IF {schema}.listens_1(reader.inbox) THEN
+        IF {schema}.listens_2(reader.inbox) THEN
             PERFORM pg_notify('trunkline_' || encode(reader.inbox, 'hex'), '!W' || reader.line);
             EXIT;
         END IF;
@@ -130,11 +162,11 @@ BEGIN
 END $$;
 
 -- A number of eight bytes.
-CREATE OR REPLACE FUNCTION {schema}.number_1(data bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS
+CREATE OR REPLACE FUNCTION {schema}.number_2(data bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS
     $$ SELECT ('x' || encode(data, 'hex'))::bit(64)::bigint $$;
 
 -- Append to a queue; false when it is full. Its lock is held.
-CREATE OR REPLACE FUNCTION {schema}.push_1(
+CREATE OR REPLACE FUNCTION {schema}.push_2(
     mine bigint, queue text, frame bytea, capacity bigint, ends bigint, clock bigint
 ) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
@@ -152,23 +184,56 @@ BEGIN
     INSERT INTO {schema}.queues (area, name, until, data) VALUES (mine, queue, ends, frame);
     INSERT INTO {schema}.depths AS d (area, name, depth, seen) VALUES (mine, queue || ' ', waiting + 1, clock)
     ON CONFLICT (area, name) DO UPDATE SET depth = waiting + 1, seen = clock;
-    PERFORM {schema}.wake_1(mine, queue);
+    PERFORM {schema}.wake_2(mine, queue);
     RETURN true;
 END $$;
 
+-- Count records of a tag: `more` is 1 or -1. Returns how many there are. The lock of the topic is held.
+CREATE OR REPLACE FUNCTION {schema}.tag_2(mine bigint, beside bytea, named bytea, more bigint)
+RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    left_ bigint;
+BEGIN
+    INSERT INTO {schema}.tagged AS t (topic, tag, area, n) VALUES (beside, named, mine, 1)
+    ON CONFLICT (topic, tag) DO UPDATE SET n = t.n + more
+    RETURNING n INTO left_;
+    IF left_ = 0 THEN
+        DELETE FROM {schema}.tagged t WHERE t.topic = beside AND t.tag = named;
+    END IF;
+    IF length(named) > 4 AND left_ = greatest(more, 0) THEN  -- the first, or the last
+        INSERT INTO {schema}.keepers AS k (topic, node, area, until, mark, n)
+        VALUES (beside, '', mine, 9223372036854775807, 0, 1)
+        ON CONFLICT (topic, node) DO UPDATE SET n = k.n + more
+        RETURNING n INTO more;
+        IF more = 0 THEN
+            DELETE FROM {schema}.keepers k WHERE k.topic = beside AND k.node = '';
+        END IF;
+    END IF;
+    RETURN left_;
+END $$;
+
+-- A record, as it travels: node, key and tag with their lengths in front of them, then the value.
+CREATE OR REPLACE FUNCTION {schema}.record_2(node text, key text, tag bytea, value bytea)
+RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT int4send(octet_length(node)) || convert_to(node, 'UTF8')
+        || int4send(octet_length(key)) || convert_to(key, 'UTF8') || tag || value
+$$;
+
 -- Come in, or come back: whether the server did not know this node, and the clock.
-CREATE OR REPLACE FUNCTION {schema}.hello_1(
+CREATE OR REPLACE FUNCTION {schema}.hello_2(
     me bytea, called text, mine bigint, backend integer, OUT fresh boolean, OUT clock bigint
 ) LANGUAGE plpgsql AS $$
 BEGIN
-    clock := {schema}.now_1();
+    clock := {schema}.now_2();
     INSERT INTO {schema}.nodes AS n (inbox, label, area, pid, seen) VALUES (me, called, mine, backend, clock)
     ON CONFLICT (inbox) DO UPDATE SET pid = backend, seen = clock
     RETURNING n.xmax = 0 INTO fresh;
 END $$;
 
--- Leave.
-CREATE OR REPLACE FUNCTION {schema}.bye_1(me bytea) RETURNS void LANGUAGE sql VOLATILE AS $$
+-- Leave. What this node keeps may be reaped at once.
+CREATE OR REPLACE FUNCTION {schema}.bye_2(me bytea) RETURNS void LANGUAGE sql VOLATILE AS $$
+    UPDATE {schema}.keepers k SET until = least(k.until, {schema}.now_2())
+    WHERE k.node = (SELECT substr(n.label, 11) FROM {schema}.nodes n WHERE n.inbox = me);
     DELETE FROM {schema}.nodes n WHERE n.inbox = me;
     DELETE FROM {schema}.readers r WHERE r.inbox = me;
     DELETE FROM {schema}.frames f WHERE f.topic = me;
@@ -177,9 +242,10 @@ $$;
 -- Do a batch of operations once, however often it is sent: `number` is counted by its sender, who sends one at a time.
 -- No answer (clock is null): the server does not know this node.
 -- Kinds: 0 nothing, 1 publish, 2 post, 3 push, 4 take, 5 stop waiting, 6 give back, 7 taken, 8 wait on the channel,
--- 9 bind, 10 unbind, 11 flush, 12 undo a lease, 13 hold, 14 settle, 15 put off, 16 remember, 17 recall.
--- Codes: 0 done, 1 full, 2 no such node or lease, 3 it waits for a wake.
-CREATE OR REPLACE FUNCTION {schema}.write_1(
+-- 9 bind, 10 unbind, 11 flush, 12 undo a lease, 13 hold, 14 settle, 15 put off, 16 remember, 17 recall,
+-- 18 keep a record, 19 drop it, 20 renew the leases of records, 21 read records, 22 count them, 23 reap them.
+-- Codes: 0 done, 1 full, 2 no such node, lease or record, 3 it waits for a wake.
+CREATE OR REPLACE FUNCTION {schema}.write_2(
     me bytea, number bigint, mine bigint, life bigint,
     kinds smallint[], topics bytea[], names text[], datas bytea[], numbers bigint[], ttls bigint[],
     OUT clock bigint, OUT codes smallint[], OUT places integer[], OUT extras bytea[]
@@ -200,25 +266,29 @@ DECLARE
     brought integer;
     token bigint;
     filled text[] := '{{}}';
+    self text;
 BEGIN
-    SELECT n.batch, n.codes, n.places, n.extras INTO last FROM {schema}.nodes n WHERE n.inbox = me FOR UPDATE;
+    SELECT n.batch, n.codes, n.places, n.extras, n.label INTO last FROM {schema}.nodes n WHERE n.inbox = me FOR UPDATE;
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    clock := {schema}.now_1();
+    clock := {schema}.now_2();
     IF last.batch >= number THEN
         codes := last.codes; places := last.places; extras := last.extras;
         RETURN;
     END IF;
     codes := '{{}}'; places := '{{}}'; extras := '{{}}';
+    self := substr(last.label, 11);  -- behind 'trunkline '
 
     SELECT coalesce(array_agg(DISTINCT b.topic), '{{}}') INTO bound
     FROM {schema}.bindings b WHERE b.topic = ANY (topics) AND b.until > clock;
     -- Whoever counts holds the lock of what it counts; locks are taken in order, so nobody waits in a circle.
     FOR bucket IN
-        SELECT hashtext(CASE o.kind WHEN 16 THEN encode(o.topic, 'hex') ELSE o.name END) & 31
+        SELECT hashtext(CASE WHEN o.kind < 16 THEN o.name ELSE encode(o.topic, 'hex') END) & 31
             FROM unnest(kinds, topics, names) o(kind, topic, name)
-            WHERE o.kind BETWEEN 2 AND 8 OR o.kind BETWEEN 12 AND 16
+            WHERE o.kind BETWEEN 2 AND 8 OR o.kind BETWEEN 12 AND 16 OR o.kind IN (18, 19, 23)
+        UNION SELECT hashtext(encode(substr(o.data, place, 16), 'hex')) & 31
+            FROM unnest(kinds, datas) o(kind, data), generate_series(1, length(o.data), 16) place WHERE o.kind = 20
         UNION SELECT hashtext(b.queue) & 31 FROM {schema}.bindings b WHERE b.topic = ANY (bound)
         UNION SELECT every FROM generate_series(0, 31) every WHERE 11 = ANY (kinds)
         ORDER BY 1
@@ -238,7 +308,7 @@ BEGIN
                 FOR it IN SELECT b.queue, b.capacity FROM {schema}.bindings b
                     WHERE b.topic = op.topic AND b.until > clock
                 LOOP
-                    IF NOT {schema}.push_1(
+                    IF NOT {schema}.push_2(
                         mine, it.queue, substr(op.data, {header} + 1), it.capacity, clock + op.number, clock
                     ) THEN
                         places := places || op.place::integer;
@@ -249,7 +319,7 @@ BEGIN
 
         ELSIF op.kind = 2 THEN
             news := op.data;
-            PERFORM FROM {schema}.nodes n WHERE n.inbox = op.topic AND (n.seen > clock - life OR {schema}.listens_1(n.inbox));
+            PERFORM FROM {schema}.nodes n WHERE n.inbox = op.topic AND (n.seen > clock - life OR {schema}.listens_2(n.inbox));
             IF NOT FOUND THEN
                 code := 2;
                 news := NULL;
@@ -266,7 +336,7 @@ BEGIN
         ELSIF op.kind = 3 THEN
             IF op.name = ANY (filled) THEN
                 code := 1;
-            ELSIF NOT {schema}.push_1(mine, op.name, op.data, op.number, clock + op.ttl, clock) THEN
+            ELSIF NOT {schema}.push_2(mine, op.name, op.data, op.number, clock + op.ttl, clock) THEN
                 code := 1;
                 filled := filled || op.name;
             END IF;
@@ -302,8 +372,8 @@ BEGIN
                 ELSE  -- a lease: for how long, and the life of what comes back
                     INSERT INTO {schema}.later (area, queue, due, ttl, tries, place, until, data)
                     VALUES (
-                        mine, op.name, clock + {schema}.number_1(substr(op.data, 1, 8)),
-                        {schema}.number_1(substr(op.data, 9, 8)), it.tries + 1, it.id, it.until, it.data
+                        mine, op.name, clock + {schema}.number_2(substr(op.data, 1, 8)),
+                        {schema}.number_2(substr(op.data, 9, 8)), it.tries + 1, it.id, it.until, it.data
                     ) RETURNING later.token INTO token;
                     extras := extras || (int8send(token) || int8send(it.tries + 1) || it.data);
                 END IF;
@@ -327,7 +397,7 @@ BEGIN
                 WHERE r.area = mine AND r.queue = op.name AND r.inbox = me AND r.line = op.ttl;
                 PERFORM FROM {schema}.queues q WHERE q.area = mine AND q.name = op.name AND q.until > clock LIMIT 1;
                 IF FOUND THEN
-                    PERFORM {schema}.wake_1(mine, op.name);
+                    PERFORM {schema}.wake_2(mine, op.name);
                 END IF;
             END IF;
 
@@ -337,13 +407,13 @@ BEGIN
             PERFORM FROM {schema}.queues q WHERE q.area = mine AND q.name = op.name AND q.until > clock
             UNION ALL SELECT FROM {schema}.later l WHERE l.area = mine AND l.queue = op.name LIMIT 1;
             IF FOUND THEN
-                PERFORM {schema}.wake_1(mine, op.name);
+                PERFORM {schema}.wake_2(mine, op.name);
             END IF;
 
         ELSIF op.kind = 6 THEN
             INSERT INTO {schema}.queues (id, area, name, until, data) VALUES (op.number, mine, op.name, op.ttl, op.data);
             UPDATE {schema}.depths d SET depth = d.depth + 1 WHERE d.area = mine AND d.name = op.name || ' ';
-            PERFORM {schema}.wake_1(mine, op.name);
+            PERFORM {schema}.wake_2(mine, op.name);
 
         ELSIF op.kind = 7 THEN
             UPDATE {schema}.depths d SET depth = greatest(d.depth - op.number, 0), seen = clock
@@ -369,14 +439,14 @@ BEGIN
                 INSERT INTO {schema}.queues (id, area, name, until, tries, data)
                 VALUES (it.place, mine, op.name, it.until, it.tries - 1, it.data);
                 UPDATE {schema}.depths d SET depth = d.depth + 1 WHERE d.area = mine AND d.name = op.name || ' ';
-                PERFORM {schema}.wake_1(mine, op.name);
+                PERFORM {schema}.wake_2(mine, op.name);
             END IF;
 
         ELSIF op.kind = 13 THEN
             UPDATE {schema}.later l SET due = clock + op.ttl
             WHERE l.token = op.number AND l.area = mine AND l.queue = op.name AND l.due > clock;
             IF FOUND THEN
-                PERFORM {schema}.wake_1(mine, op.name);  -- whoever waits learns the new time
+                PERFORM {schema}.wake_2(mine, op.name);  -- whoever waits learns the new time
             ELSE
                 code := 2;
             END IF;
@@ -394,8 +464,8 @@ BEGIN
                 code := 1;
             ELSE
                 INSERT INTO {schema}.later (area, queue, due, ttl, tries, data)
-                VALUES (mine, op.name, clock + {schema}.number_1(op.topic), op.ttl, 0, op.data);
-                PERFORM {schema}.wake_1(mine, op.name);
+                VALUES (mine, op.name, clock + {schema}.number_2(op.topic), op.ttl, 0, op.data);
+                PERFORM {schema}.wake_2(mine, op.name);
             END IF;
 
         ELSIF op.kind = 16 THEN
@@ -421,7 +491,93 @@ BEGIN
                 extras := extras || (int8send(it.place) || it.data);
             END LOOP;
 
+        ELSIF op.kind = 18 THEN
+            -- The number: 1 if this node believes to have kept something there, 2 if it keeps all anew.
+            given := 4 + {schema}.number_2('\x00000000' || substr(op.data, 1, 4))::integer;
+            INSERT INTO {schema}.records AS r (topic, node, key, area, tag, value)
+            VALUES (op.topic, self, op.name, mine, substr(op.data, 1, given), substr(op.data, given + 1))
+            ON CONFLICT (topic, node, key) DO UPDATE SET value = excluded.value
+            RETURNING (r.xmax = 0)::integer INTO brought;
+            INSERT INTO {schema}.keepers AS k (topic, node, area, until, mark, n)
+            VALUES (op.topic, self, mine, clock + op.ttl, CASE op.number WHEN 1 THEN 1 ELSE 0 END, brought)
+            ON CONFLICT (topic, node) DO UPDATE
+            SET until = excluded.until, n = k.n + brought, mark = CASE WHEN op.number < 2 THEN k.mark ELSE 0 END;
+            places := places || op.place::integer;
+            extras := extras || int8send(CASE brought
+                WHEN 1 THEN {schema}.tag_2(mine, op.topic, substr(op.data, 1, given), 1) ELSE 0
+            END);
+
+        ELSIF op.kind = 19 THEN
+            code := 2;
+            FOR it IN DELETE FROM {schema}.records r WHERE r.topic = op.topic AND r.node = self AND r.key = op.name
+                RETURNING r.tag
+            LOOP
+                code := 0;
+                UPDATE {schema}.keepers k SET n = k.n - 1 WHERE k.topic = op.topic AND k.node = self
+                RETURNING k.n INTO token;
+                places := places || op.place::integer;
+                extras := extras || (int8send({schema}.tag_2(mine, op.topic, it.tag, -1)) || int8send(token));
+            END LOOP;
+
+        ELSIF op.kind = 20 THEN
+            -- What is to be told of a topic: 1 something is lost, 2 reaped, 4 something of others has lapsed.
+            FOR it IN
+                WITH asked AS (
+                    SELECT DISTINCT substr(op.data, place, 16) AS topic FROM generate_series(1, length(op.data), 16) place
+                ), renewed AS (
+                    UPDATE {schema}.keepers k SET until = clock + op.ttl FROM asked a
+                    WHERE k.topic = a.topic AND k.node = self RETURNING k.topic, k.mark
+                )
+                SELECT a.topic, coalesce(r.mark, 1) + CASE WHEN EXISTS (
+                    SELECT FROM {schema}.keepers o
+                    WHERE o.topic = a.topic AND o.node <> self AND o.until <= clock AND o.n > 0
+                ) THEN 4 ELSE 0 END AS told FROM asked a LEFT JOIN renewed r ON r.topic = a.topic
+            LOOP
+                IF it.told > 0 THEN
+                    places := places || op.place::integer;
+                    extras := extras || (it.topic || set_byte('\x00', 0, it.told));
+                END IF;
+            END LOOP;
+
+        ELSIF op.kind = 21 THEN
+            FOR it IN
+                SELECT {schema}.record_2(r.node, r.key, r.tag, r.value) AS packed
+                FROM {schema}.keepers k JOIN {schema}.records r ON r.topic = k.topic AND r.node = k.node
+                WHERE k.topic = op.topic AND (k.until > clock OR k.node = self)
+            LOOP
+                places := places || op.place::integer;
+                extras := extras || it.packed;
+            END LOOP;
+
+        ELSIF op.kind = 22 THEN
+            FOR it IN
+                SELECT coalesce(sum(k.n) FILTER (WHERE k.node <> ''), 0)::bigint AS kept,
+                    coalesce(sum(k.n) FILTER (WHERE k.node = ''), 0)::bigint AS tags
+                FROM {schema}.keepers k WHERE k.topic = op.topic
+            LOOP
+                places := places || op.place::integer;
+                extras := extras || (int8send(it.kept) || int8send(it.tags));
+            END LOOP;
+
+        ELSIF op.kind = 23 THEN
+            FOR it IN
+                DELETE FROM {schema}.records WHERE ctid = ANY (ARRAY (
+                    SELECT r.ctid FROM {schema}.keepers k JOIN {schema}.records r ON r.topic = k.topic AND r.node = k.node
+                    WHERE k.topic = op.topic AND k.node <> self AND k.until <= clock LIMIT 500
+                )) RETURNING *
+            LOOP
+                UPDATE {schema}.keepers k SET n = k.n - 1, mark = 2 WHERE k.topic = op.topic AND k.node = it.node;
+                places := places || op.place::integer;
+                extras := extras || (
+                    int8send({schema}.tag_2(mine, op.topic, it.tag, -1))
+                    || {schema}.record_2(it.node, it.key, it.tag, it.value)
+                );
+            END LOOP;
+
         ELSIF op.kind = 11 THEN
+            DELETE FROM {schema}.records r WHERE r.area = mine;
+            DELETE FROM {schema}.keepers k WHERE k.area = mine;
+            DELETE FROM {schema}.tagged t WHERE t.area = mine;
             DELETE FROM {schema}.history h WHERE h.area = mine;
             DELETE FROM {schema}.later l WHERE l.area = mine;
             DELETE FROM {schema}.frames f WHERE f.area = mine;
@@ -457,15 +613,16 @@ BEGIN
         PERFORM pg_notify('trunkline_' || encode(run_topic, 'hex'), run);
     END IF;
     UPDATE {schema}.nodes n
-    SET batch = write_1.number, codes = write_1.codes, places = write_1.places, extras = write_1.extras, seen = clock
+    SET batch = write_2.number, codes = write_2.codes, places = write_2.places, extras = write_2.extras, seen = clock
     WHERE n.inbox = me;
 END $$;
 
 -- Keep the tables small. Any node may do it, one at a time; returns how many nodes there are.
-CREATE OR REPLACE FUNCTION {schema}.sweep_1(life bigint, most bigint) RETURNS bigint LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION {schema}.sweep_2(life bigint, most bigint) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
-    clock bigint := {schema}.now_1();
+    clock bigint := {schema}.now_2();
     size bigint;
+    old record;
 BEGIN
     IF pg_try_advisory_xact_lock(hashtext('trunkline sweep {schema}'), 0) THEN
         DELETE FROM {schema}.frames f WHERE f.until <= clock;
@@ -493,7 +650,7 @@ BEGIN
         );
         DELETE FROM {schema}.nodes WHERE inbox IN (
             SELECT n.inbox FROM {schema}.nodes n
-            WHERE n.seen < clock - 10 * life AND NOT {schema}.listens_1(n.inbox) FOR UPDATE SKIP LOCKED
+            WHERE n.seen < clock - 10 * life AND NOT {schema}.listens_2(n.inbox) FOR UPDATE SKIP LOCKED
         );
         DELETE FROM {schema}.readers r WHERE NOT EXISTS (SELECT FROM {schema}.nodes n WHERE n.inbox = r.inbox);
         DELETE FROM {schema}.depths WHERE (area, name) IN (
@@ -504,6 +661,23 @@ BEGIN
                 OR (d.inbox IS NOT NULL AND NOT EXISTS (SELECT FROM {schema}.nodes n WHERE n.inbox = d.inbox))
             ) FOR UPDATE SKIP LOCKED
         );
+        -- Who was reaped is told so for a day; what nobody reaped for ten minutes goes, though nobody has told of it.
+        FOR old IN
+            SELECT * FROM {schema}.keepers k WHERE k.until <= CASE
+                WHEN k.n > 0 THEN clock - 600000 WHEN k.mark = 2 THEN clock - 86400000 ELSE clock
+            END LIMIT 1000
+        LOOP
+            IF pg_try_advisory_xact_lock(
+                (old.area & 2147483647)::integer, hashtext(encode(old.topic, 'hex')) & 31
+            ) THEN
+                DELETE FROM {schema}.keepers k WHERE k.topic = old.topic AND k.node = old.node AND k.until = old.until;
+                IF FOUND THEN
+                    PERFORM {schema}.tag_2(old.area, old.topic, r.tag, -1)
+                    FROM {schema}.records r WHERE r.topic = old.topic AND r.node = old.node;
+                    DELETE FROM {schema}.records r WHERE r.topic = old.topic AND r.node = old.node;
+                END IF;
+            END IF;
+        END LOOP;
     END IF;
     RETURN (SELECT count(*) FROM {schema}.nodes);
 END $$;

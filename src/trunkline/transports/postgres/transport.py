@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlunsplit
 from ...errors import ConfigurationError, LayerClosed
 from ...logs import hook
 from ...settings import parse_number, positive, shown_url, split_url
-from ...transport import Arrivals, Finding, Leased, Server, Transport
+from ...transport import Arrivals, Finding, Leased, Record, Renewal, Server, Transport
 from .doctor import examine
 from .driver import driver_named
 from .inbox import pack_post
@@ -74,7 +74,7 @@ class PostgresTransport(Transport):
         ConfigurationError: A setting is wrong, or no driver is installed.
     """
 
-    features: ClassVar[frozenset[str]] = frozenset({"history", "leases"})
+    features: ClassVar[frozenset[str]] = frozenset({"history", "leases", "records"})
     url_keys = _URL_KEYS
 
     def __init__(
@@ -305,6 +305,26 @@ class PostgresTransport(Transport):
         op = Op(Kind.RECALL, topic, wire=wire, number=count, ttl=after, expires=self._expiry)
         _, entries = await self._open().outbox.submit(op).future
         return [(int.from_bytes(entry[:8], "big"), entry[8:]) for entry in entries]
+
+    # -- records
+
+    async def keep_record(self, topic: str, key: str, tag: str, value: bytes, ttl: float) -> int:
+        return await self._open().records.keep(topic, key, tag, value, _ms(ttl))
+
+    async def drop_record(self, topic: str, key: str) -> int | None:
+        return await self._open().records.drop(topic, key)
+
+    async def renew_records(self, topics: Sequence[str], ttl: float) -> Renewal:
+        return await self._open().records.renew(topics, _ms(ttl))
+
+    async def records(self, topic: str) -> list[Record]:
+        return await self._open().records.read(topic)
+
+    async def count_records(self, topic: str) -> tuple[int, int]:
+        return await self._open().records.count(topic)
+
+    async def reap_records(self, topic: str) -> list[tuple[Record, int]]:
+        return await self._open().records.reap(topic)
 
     async def flush(self) -> None:
         op = Op(Kind.FLUSH, wire=self._names.news, expires=self._expiry)
