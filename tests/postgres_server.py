@@ -160,9 +160,18 @@ class Postgres:
         """End it at once (SIGKILL to all of it), as a crash does."""
         if self._process is None:
             return
-        for pid in self._family():
+        family = self._family()
+        for pid in family:
             self._signal(pid, signal.SIGKILL)
         self._process.wait()
+        # The next one does not start while a process of this one still holds its memory.
+        states = ["ps", "-o", "stat=", "-p", ",".join(map(str, family))]
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            left = subprocess.run(states, capture_output=True, text=True).stdout.split()
+            if all(state.startswith("Z") for state in left):
+                break
+            time.sleep(0.01)
 
     def stop(self) -> None:
         """End it in good order, without waiting for anybody (fast shutdown)."""
