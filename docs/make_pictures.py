@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from playwright.async_api import Browser, Page, async_playwright, expect
@@ -30,10 +31,13 @@ async def say(page: Page, text: str) -> None:
 
 
 async def demo(browser: Browser) -> None:
-    """Two windows on two server processes, a picture by the worker, and an announcement by a script."""
+    """A wide window and a telephone on two server processes, a picture by the worker, an announcement by a script."""
     with running() as site:
-        async with await browser.new_context(viewport={"width": 860, "height": 860}) as context:
-            ada, bob = await context.new_page(), await context.new_page()
+        async with (
+            await browser.new_context(viewport={"width": 1180, "height": 800}, color_scheme="light") as wide,
+            await browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark") as narrow,
+        ):
+            ada, bob = await wide.new_page(), await narrow.new_page()
             await ada.goto(f"{site.url}?room=kitchen")
             state = ada.locator("#state")
             await expect(state).to_have_text(re.compile(r"connected to server \d"))
@@ -75,18 +79,22 @@ async def cursors(browser: Browser) -> None:
             pages = [
                 await stack.enter_async_context(window(browser, port, who)) for who in ("Ada", "Bob", "Zoë")
             ]
-            for page, x, y in ((pages[1], 420, 190), (pages[2], 200, 240)):
+            for page, x, y in zip(pages, (90, 300, 180), (255, 170, 220), strict=True):
                 await page.mouse.move(x, y)
                 await page.mouse.move(x + 20, y + 10)
-            for name in ("Bob", "Zoë"):
-                await expect(pages[0].locator(".cursor", has_text=name)).to_be_visible()
+            for page in pages:
+                await expect(page.locator(".cursor:visible")).to_have_count(3)
             await asyncio.sleep(0.5)  # they have glided to their places
-            await side_by_side(pages[:1], "cursors.png")
+            await pages[1].mouse.down()
+            await asyncio.sleep(0.25)  # he waves
+            await side_by_side(pages[:2], "cursors.png")
 
 
 @contextlib.asynccontextmanager
 async def window(browser: Browser, port: int, who: str) -> AsyncIterator[Page]:
-    async with await browser.new_context(viewport={"width": 640, "height": 320}) as context:
+    scheme: Any = "dark" if who == "Bob" else "light"
+    size: Any = {"width": 560, "height": 340}
+    async with await browser.new_context(viewport=size, color_scheme=scheme) as context:
         page = await context.new_page()
         await page.goto(f"http://127.0.0.1:{port}/?who={who}")
         await expect(page.locator("#there")).to_contain_text(who)

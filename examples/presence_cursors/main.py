@@ -1,4 +1,4 @@
-"""A whiteboard with everybody's cursor, and who is there, across the worker processes of one uvicorn. In this folder:
+"""A board with everybody's cursor, and who is there, across the worker processes of one uvicorn. In this folder:
 
 uvicorn main:app --workers 2
 """
@@ -15,7 +15,7 @@ trunkline.configure("embedded:")  # all processes started in this folder meet
 
 def cursor(event):
     """What a browser gets of a cursor that has moved, encoded once for all browsers of a process."""
-    return {"id": event["id"], "x": event["x"], "y": event["y"]}
+    return {"id": event["id"], "x": event["x"], "y": event["y"], "waves": event["waves"]}
 
 
 class Board(AsyncJsonWebsocketConsumer):
@@ -33,13 +33,9 @@ class Board(AsyncJsonWebsocketConsumer):
         await self.tell()
 
     async def receive_json(self, content):
-        moved = {
-            "type": "cursor.moved",
-            "id": self.channel_name,
-            "x": int(content["x"]),
-            "y": int(content["y"]),
-        }
-        await self.channel_layer.group_send(self.board, moved, exclude=self.channel_name)
+        moved = {name: int(content[name]) for name in ("x", "y", "waves")}
+        event = {"type": "cursor.moved", "id": self.channel_name, **moved}
+        await self.channel_layer.group_send(self.board, event, exclude=self.channel_name)
 
     async def presence_join(self, event):
         await self.tell()
@@ -56,7 +52,7 @@ class Board(AsyncJsonWebsocketConsumer):
 
 
 class Page(AsyncHttpConsumer):
-    """The whiteboard in a browser."""
+    """The board in a browser."""
 
     async def handle(self, body):
         await self.send_response(200, PAGE, headers={"content-type": "text/html; charset=utf-8"})

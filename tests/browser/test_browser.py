@@ -19,6 +19,7 @@ pytest.importorskip("PIL", reason="the demo needs: pip install 'trunkline[demo]'
 
 from PIL import Image
 
+import trunkline
 from browser.demo_process import Demo
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -27,10 +28,12 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 REQUIRED = "browser" in os.environ.get("TRUNKLINE_REQUIRE", "")
 
 if not REQUIRED:
-    pytest.importorskip("playwright", reason="the browser tests need: pip install playwright")
+    for package in ("playwright", "axe_playwright_python"):
+        pytest.importorskip(package, reason=f"the browser tests need: pip install {package}")
     if CHROMIUM is None:
         pytest.skip("no Chromium; install it, e.g.: apt install chromium", allow_module_level=True)
 
+from axe_playwright_python.async_playwright import Axe  # noqa: E402
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect  # noqa: E402
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -107,6 +110,12 @@ async def two_windows(
         await call(anna, "Anna")
         await call(greta, "Greta")
         yield anna, greta
+
+
+async def accessible(page: Page) -> None:
+    """Names, roles, contrast and focus, as far as a program can tell."""
+    found = await Axe().run(page)
+    assert not found.response["violations"], found.generate_report()
 
 
 async def test_two_windows_talk_across_processes(browser: Browser, demo: Demo) -> None:
@@ -200,9 +209,11 @@ async def test_a_window_survives_its_server(browser: Browser, demo: Demo) -> Non
 async def test_a_draft_is_seen_by_the_others(browser: Browser, demo: Demo) -> None:
     """What Anna writes is shown to Greta, in the end as it stands; not to Anna herself, and not once it is sent."""
     async with two_windows(browser, demo, "drafts") as (anna, greta):
+        await greta.set_viewport_size({"width": 800, "height": 400})
         text = "one letter after the other, and each replaces the one before"
         await anna.get_by_label("Message", exact=True).press_sequentially(text)
         await expect(greta.locator("#draft")).to_have_text(f"Anna is writing: {text}")
+        await expect(greta.locator(".note").last).to_be_in_viewport(ratio=1)  # it covers nothing
         await expect(anna.locator("#draft")).to_be_hidden()
         await anna.get_by_label("Message", exact=True).press("Enter")
         await expect(greta.locator(".message .body")).to_have_text([text])
@@ -250,6 +261,56 @@ async def test_every_part_has_its_place(browser: Browser, demo: Demo, width: int
             shown = page.locator(f"[data-part='{part}']")
             await expect(shown).to_be_in_viewport(ratio=1)
             await expect(shown).not_to_have_class(re.compile("gone"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_everybody_can_use_it(browser: Browser, demo: Demo, scheme: str) -> None:
+    """With the keyboard alone one names oneself, opens a room, says and announces something. Nothing is wrong with names,
+    roles or contrast, in either scheme and at two widths."""
+    async with visit(browser) as context:
+        page = await context.new_page()
+        await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        await page.goto(demo.url)
+        await server_of(page)
+
+        async def press(*keys: str) -> None:
+            for key in keys:
+                await page.keyboard.press(key)
+
+        await press("Shift+Tab")
+        await page.keyboard.type("Zoë")
+        await press("Enter")
+        await expect(page.get_by_role("log")).to_contain_text("is now Zoë")
+        await page.get_by_label("Name of a new room").focus()
+        await page.keyboard.type(f"quiet {scheme}")
+        await press("Enter")
+        await expect(page.locator("#room")).to_have_text(f"quiet {scheme}")
+        await page.keyboard.type("hello")
+        await press("Enter", "Shift+Tab", "Shift+Tab", "Shift+Tab", "Shift+Tab", "Enter")
+        await page.keyboard.type("Tea is ready")
+        await accessible(page)
+        await press("Tab", "Tab", "Enter")
+        await expect(page.locator(".announcement")).to_contain_text("Tea is ready")
+        await page.evaluate("complain('Something went wrong.')")
+        for width in (1280, 390):
+            await page.set_viewport_size({"width": width, "height": 800})
+            await accessible(page)
+
+
+EXAMPLES = [*Path(__file__).parents[2].glob("examples/*/index.html")]
+
+
+async def test_everybody_can_use_the_other_pages(browser: Browser) -> None:
+    """Nothing is wrong with names, roles or contrast of the dashboard and of the examples' pages."""
+    dashboard = Path(trunkline.__file__).parent / "dashboard" / "page.html"
+    for scheme in ("light", "dark"):
+        async with await browser.new_context(color_scheme=scheme) as context:  # type: ignore[arg-type]
+            page = await context.new_page()
+            for path in (dashboard, *EXAMPLES):
+                await page.set_content(path.read_text())
+                # The checker takes the ground for white where a page leaves it to the browser.
+                await page.add_style_tag(content="html { background: Canvas }")
+                await accessible(page)
 
 
 async def test_who_was_on_a_killed_server_leaves_the_list(browser: Browser, demo: Demo) -> None:

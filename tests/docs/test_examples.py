@@ -119,6 +119,32 @@ async def test_django_native(tmp_path: Path) -> None:
         assert "Traceback" not in site.program.output
 
 
+async def test_django_chat(tmp_path: Path) -> None:
+    """Two servers and a worker, migrated and started by one command, are one chat; all of them end with it."""
+    words = [*command("django_chat")[1:], "--port", "0"]
+    with tempfile.TemporaryDirectory(prefix="trunkline-") as layer:
+        env = {"TRUNKLINE_DIR": layer, "CHAT_DATABASE": str(tmp_path / "chat.sqlite3")}
+        with Program(words, EXAMPLES / "django_chat", tmp_path / "log", env) as program:
+            program.printed(r"(?s)(Listening on TCP address.*){2}", 60)  # after the database was migrated
+            program.printed("working on thumbnails")
+            ports = re.findall(r"Listening on TCP address 127\.0\.0\.1:(\d+)", program.output)
+            async with AsyncExitStack() as stack, httpx.AsyncClient(timeout=SECONDS) as browser:
+                assert "<form>" in (await browser.get(f"http://127.0.0.1:{ports[0]}/")).text
+                one, two = [
+                    await stack.enter_async_context(connect(f"ws://127.0.0.1:{port}/ws/chat/"))
+                    for port in ports
+                ]
+                await one.send("hello")
+                assert [await heard(one), await heard(two)] == ["hello", "hello"]
+                answer = await browser.post(f"http://127.0.0.1:{ports[1]}/announce/", content="tea")
+                assert answer.is_success, answer.text
+                assert [await heard(one), await heard(two)] == ["* tea", "* tea"]
+                program.process.terminate()
+                await asyncio.to_thread(program.ended)
+            assert not alive(Path(layer))
+            assert "Traceback" not in program.output
+
+
 async def test_live_dashboard(tmp_path: Path) -> None:
     """What Celery's forked processes say is read by every open dashboard, in order."""
     with running("live_dashboard", tmp_path) as site:
@@ -172,11 +198,11 @@ async def test_presence_cursors(tmp_path: Path) -> None:
             names = ["Ada", "Bob", "Eve", "Zoë"]
             clients = [await stack.enter_async_context(site.socket(f"/ws/main/{name}")) for name in names]
             ids = [(await until(client, names))["me"] for client in clients]
-            await clients[0].send('{"x": 500, "y": 10}')
+            await clients[0].send('{"x": 500, "y": 10, "waves": 1}')
             for client in clients[1:]:
                 while "x" not in (told := json.loads(await heard(client))):
                     pass
-                assert told == {"id": ids[0], "x": 500, "y": 10}
+                assert told == {"id": ids[0], "x": 500, "y": 10, "waves": 1}
             await clients[0].close()
             for client in clients[1:]:
                 assert ids[0] not in (await until(client, names[1:]))["there"]

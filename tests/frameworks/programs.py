@@ -73,7 +73,7 @@ class Program:
         """What it has printed so far."""
         return self.log.read_text(errors="replace")
 
-    def printed(self, pattern: str) -> re.Match[str]:
+    def printed(self, pattern: str, deadline: float = DEADLINE) -> re.Match[str]:
         """Wait until it has printed this; fail when it ends before."""
 
         def look() -> re.Match[str] | None:
@@ -81,7 +81,7 @@ class Program:
             assert found or self.process.poll() is None, f"it ended before {pattern!r}:\n{self.output}"
             return found
 
-        found: re.Match[str] = eventually(look, f"{pattern!r} in:\n{self.output}")
+        found: re.Match[str] = eventually(look, f"{pattern!r} in:\n{self.output}", deadline)
         return found
 
     def port(self) -> int:

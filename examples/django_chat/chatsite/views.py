@@ -6,15 +6,21 @@ from django.http import HttpResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
-PAGE = """<!doctype html><title>Chat</title>
-<ul id=log></ul><form><input autofocus><button>Say</button></form>
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>Chat</title>
+<style>body { max-width: 40rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui }</style>
+<main>
+  <h1>Chat</h1>
+  <form><input aria-label="Message" autofocus> <button>Say</button></form>
+  <div id="log" role="log" aria-label="Messages"></div>
+</main>
 <script>
   const socket = new WebSocket(`ws://${location.host}/ws/chat/`);
-  socket.onmessage = (event) => {
-    const line = document.createElement("li");
-    line.textContent = event.data;
-    log.append(line);
-  };
+  socket.onmessage = (event) => log.append(event.data, document.createElement("br"));
   document.forms[0].onsubmit = (event) => {
     event.preventDefault();
     socket.send(event.target[0].value);

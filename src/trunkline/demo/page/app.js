@@ -19,6 +19,7 @@ let room = here.searchParams.get("room")?.trim().slice(0, 60) || "Lobby";
 let avoid = Number(here.searchParams.get("not")) || 0; // the server another window has
 let layer = "…"; // its kind, as the first server told
 let socket = null, hello = null, joined = false, attempts = 0, detours = 0, ref = 0, roundTrip = null;
+let atEnd = true; // the log shows its last line
 let timer = 0, pictureTimer = 0, troubleTimer = 0, draftTimer = 0, drafting = 0;
 
 function recall(key) {
@@ -151,19 +152,18 @@ function add(where, line) {
 function note(where, text) { add(where, { is: "note", text }); }
 function append(line) {
   const log = $("log");
-  const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
   log.append(drawn(line));
   while (log.children.length > LINES) log.firstChild.remove();
   if (atEnd || mine.has(line.by)) log.scrollTop = log.scrollHeight;
 }
 function drawn(line) {
   if (line.is === "announcement") {
-    const item = element("li", "announcement", line.text);
+    const item = element("div", "announcement", line.text);
     item.prepend(element("b", "", `Announcement · a script, pid ${line.pid}`));
     return item;
   }
   if (line.is !== "message" && line.is !== "picture") return drawnNote(line);
-  const item = element("li", line.is === "picture" ? "message picture" : "message");
+  const item = element("div", line.is === "picture" ? "message picture" : "message");
   if (mine.has(line.by)) item.classList.add("mine");
   const face = element("span", "face", [...line.name][0].toUpperCase());
   face.setAttribute("aria-hidden", "true");
@@ -188,7 +188,7 @@ function drawnNote(line) {
     left: () => `${line.name} left`,
     renamed: () => `${line.before} is now ${line.name}`,
   };
-  const item = element("li", "note", texts[line.is]?.() ?? "");
+  const item = element("div", "note", texts[line.is]?.() ?? "");
   if (line.server) item.append(" ", label(`server ${line.server} · pid ${line.pid}`, hueOf(line.server)));
   return item;
 }
@@ -404,6 +404,9 @@ $("announcement").addEventListener("submit", (event) => {
   $("announcing").close();
 });
 $("trouble").querySelector("button").addEventListener("click", () => { $("trouble").hidden = true; });
+$("log").addEventListener("scroll", () => { atEnd = $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 80; });
+// A draft, a name or a phone's keyboard takes room from the log: its last line stays in sight.
+new ResizeObserver(() => { if (atEnd) $("log").scrollTop = $("log").scrollHeight; }).observe($("log"));
 addEventListener("online", () => { if (!socket) connect(); });
 setInterval(() => { showParts(); showRooms(); showSecond(); }, 1000); // a part that fell silent shows by the clock alone
 
