@@ -52,6 +52,12 @@ def empty_list():
     done.clear()
 
 
+@pytest.fixture(autouse=True)
+def leases(layer) -> None:
+    if "leases" not in layer.extensions:
+        pytest.skip("this layer's transport has no leases")
+
+
 def worker(layer: Any, **options: Any) -> Worker:
     return Worker(Jobs.as_asgi(), layer, ["jobs"], **{"ack": "after", "backoff": 0.05, **options})
 

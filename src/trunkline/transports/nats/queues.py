@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import bisect
 import contextlib
 import itertools
 import logging
+import math
 import random
 import struct
 import time
@@ -99,8 +101,10 @@ class _Reader:
         self.queue = queue
         self.name = name
         self.waiters: deque[asyncio.Future[None]] = deque()
-        #: Delivered, not acknowledged: (frame, where to acknowledge, until when it may be).
-        self.held: deque[tuple[bytes, bytes, float]] = deque()
+        #: Delivered, not acknowledged, by place: (place, frame, where to acknowledge, until when it may be).
+        self.held: list[tuple[int, bytes, bytes, float]] = []
+        #: Places of what was given back and may come again: what is behind them waits.
+        self.returned: set[int] = set()
         #: Acknowledged: ours.
         self.ready: deque[bytes] = deque()
         self.acking = 0
@@ -108,6 +112,8 @@ class _Reader:
         self.asked_at = 0.0
         #: The server answers what was asked for at once, be it with nothing.
         self.glance = False
+        #: What was asked for last is what was given back.
+        self.seeking = False
         #: It had all that was asked for: there is more.
         self.deep = False
         #: It will be looked after in this turn of the loop.
@@ -289,13 +295,17 @@ class Queues:
         reader.soon = False
         self._wake(reader)
         wanted = len(reader.waiters) + reader.quick
-        while reader.held and len(reader.ready) + reader.acking < wanted:
-            self._acknowledge(reader, *reader.held.popleft())
+        first = min(reader.returned, default=math.inf)
+        while reader.held and reader.held[0][0] < first and len(reader.ready) + reader.acking < wanted:
+            self._acknowledge(reader, *reader.held.pop(0)[1:])
         # Where there is more, the next frames are on their way while these are acknowledged.
         missing = wanted - len(reader.held) - len(reader.ready) - reader.acking
         if reader.deep:
             missing += reader.quick * (_DEEP - 1)
-        if (
+        if reader.returned:
+            if reader.waiters and not reader.returning and not reader.seeking:
+                self._ask(reader, len(reader.returned), seek=True)
+        elif (
             (reader.waiters or (reader.deep and reader.quick))
             and not reader.returning
             and missing > reader.asked
@@ -311,7 +321,7 @@ class Queues:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _ask(self, reader: _Reader, count: int) -> None:
+    def _ask(self, reader: _Reader, count: int, *, seek: bool = False) -> None:
         link = self._link
         if not link.up or self._closed:
             return
@@ -321,7 +331,8 @@ class Queues:
             return
         reader.asked += count
         reader.asked_at = link.loop.time()
-        reader.glance = not reader.waiters  # nobody may come back for what comes later
+        reader.seeking = seek
+        reader.glance = seek or not reader.waiters  # nobody may come back for what comes later
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._subjects.queues_stream}.{reader.name}".encode()
         if reader.glance:
             ask = b'{"batch":%d,"no_wait":true}' % count
@@ -376,11 +387,15 @@ class Queues:
             return
         reader.asked = max(reader.asked - 1, 0)
         if not reader.asked:
+            self._sought(reader)
             reader.deep = self._link.loop.time() - reader.asked_at < _HOLD
         if len(payload) < _EXPIRES.size or _EXPIRES.unpack_from(payload)[0] <= self._link.now() * 1000:
             self._link.say(reply, b"+TERM")
         else:
-            reader.held.append((payload[_EXPIRES.size :], reply, self._link.loop.time() + _ACK_UNTIL))
+            place = _place(reply)
+            reader.returned.discard(place)
+            until = self._link.loop.time() + _ACK_UNTIL
+            bisect.insort(reader.held, (place, payload[_EXPIRES.size :], reply, until))
         self._advance_soon(reader)
 
     def _no_frame(self, subject: bytes, header: bytes) -> None:
@@ -389,12 +404,19 @@ class Queues:
             return
         reader.asked = 0
         reader.deep = False
+        self._sought(reader)
         if header[8:12].strip() not in (b"404", b"408"):
             reader.exists = False  # it is gone, or has moved to another server
         elif reader.glance:
             self._advance_soon(reader)
             return
         self._link.loop.call_later(0.02, self._advance, reader)
+
+    def _sought(self, reader: _Reader) -> None:
+        """What was given back and did not come again, somebody else has."""
+        if reader.seeking:
+            reader.seeking = False
+            reader.returned.clear()
 
     def _acknowledge(self, reader: _Reader, frame: bytes, where: bytes, until: float) -> None:
         left = until - self._link.loop.time()
@@ -424,9 +446,10 @@ class Queues:
         self._advance(reader)
 
     def _give_back(self, reader: _Reader, ready: bool = True) -> None:
-        while reader.held:
-            _, where, _ = reader.held.popleft()
+        held, reader.held = reader.held, []
+        for place, _, where, _ in held:
             reader.returning += 1
+            reader.returned.add(place)
             self._link.request_op(where, b"-NAK", _ACK_WAIT).add_done_callback(
                 lambda _: self._returned(reader)
             )
@@ -451,7 +474,8 @@ class Queues:
         """The connection is another one: what was asked for is forgotten."""
         for reader in self._readers.values():
             reader.asked = 0
-            reader.exists = False
+            reader.exists = reader.seeking = False
+            reader.returned.clear()
             self._advance(reader)
 
     def forget(self) -> None:
@@ -459,6 +483,7 @@ class Queues:
         for reader in self._readers.values():
             reader.held.clear()
             reader.ready.clear()
+            reader.returned.clear()
 
     async def flush(self) -> None:
         await self._link.api(f"STREAM.PURGE.{self._subjects.queues_stream}", {})
@@ -485,6 +510,12 @@ class Queues:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+
+def _place(reply: bytes) -> int:
+    """Where in the stream a frame stands, by the subject that acknowledges it."""
+    words = reply.split(b".")
+    return int(words[5 if len(words) == 9 else 7])
 
 
 async def make_stream(link: Link, config: dict[str, Any], ttl: float, *, now: bool = False) -> dict[str, Any]:
