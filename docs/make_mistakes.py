@@ -105,6 +105,10 @@ trunkline.configure({
             'trunkline.configure({"default": {"BACKEND": "channels_redis.core.RedisChannelLayer"}})\n',
             without=("channels_redis",),
         ),
+        Mistake(
+            "BACKEND is a URL",
+            'trunkline.configure({"default": {"BACKEND": "redis://localhost:6379"}})\n',
+        ),
         Mistake("The URL has no scheme", 'trunkline.configure("localhost:6379")\n'),
         Mistake("The scheme is misspelt", 'trunkline.configure("reddis://localhost:6379")\n'),
         Mistake(
@@ -298,8 +302,7 @@ await chat.receive_from()
         Mistake(
             "The layer is used before it is configured",
             'layer = trunkline.get_channel_layer()\nawait layer.send("jobs", {"type": "job"})\n',
-            note="As in Django Channels, `get_channel_layer()` is `None` where no layer is configured. Call "
-            "`trunkline.configure(...)` first, set `CHANNEL_LAYERS` in Django, or the variable `TRUNKLINE_URL`.",
+            note="As in Django Channels, `get_channel_layer()` is `None` where no layer is configured. That is logged once.",
         ),
     ],
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import ConfigurationError, TrunklineError
 from .layer import ChannelLayer
-from .opening import get_channel_layer
+from .opening import configured_layer
 from .stats import Health
 
 __all__ = ["HealthApp", "app", "check"]
@@ -27,7 +27,7 @@ async def check(layer: ChannelLayer | None = None, *, alias: str = "default", ti
     Raises:
         ConfigurationError: There is no such layer, or it is not of Trunkline.
     """
-    found = get_channel_layer(alias) if layer is None else layer
+    found = configured_layer(alias) if layer is None else layer
     if not isinstance(found, ChannelLayer):
         kind = (
             "no layer is configured" if found is None else f"{type(found).__qualname__} is not of Trunkline"

@@ -26,6 +26,7 @@ from .transport import Transport
 
 __all__ = [
     "configure",
+    "configured_layer",
     "get_channel_layer",
     "layer_from_url",
     "layer_settings",
@@ -58,6 +59,7 @@ _lock = threading.RLock()
 _configured: dict[str, Mapping[str, Any] | str] | None = None
 _layers: dict[str, Any] = {}
 _overrides: dict[str, Any] = {}
+_missed: set[str] = set()  # aliases of which was told that there is no layer
 
 
 def configure(layers: Mapping[str, Any] | str | None) -> None:
@@ -85,11 +87,26 @@ def configure(layers: Mapping[str, Any] | str | None) -> None:
 
 
 def get_channel_layer(alias: str = "default") -> Any:
-    """The configured layer of that alias; None when there is none.
+    """The configured layer of that alias; None when there is none, which is logged once.
 
     Raises:
         ConfigurationError: It is configured, but wrongly.
     """
+    layer = configured_layer(alias)
+    if layer is None and alias not in _missed:
+        _missed.add(alias)
+        logger.warning(
+            "no channel layer is configured as %r, so get_channel_layer() is None: call trunkline.configure({%r: "
+            "'embedded:'}) first, or set CHANNEL_LAYERS in Django%s",
+            alias,
+            alias,
+            ", or the variable TRUNKLINE_URL" if alias == "default" else "",
+        )
+    return layer
+
+
+def configured_layer(alias: str) -> Any:
+    """The same for whoever can do without a layer: nothing is logged."""
     with _lock:
         if alias in _overrides:
             return _overrides[alias]
@@ -178,15 +195,29 @@ def make_layer(alias: str, spec: Mapping[str, Any] | str | ChannelLayer, config_
 
 
 def _import(path: str, where: str) -> Any:
+    if "://" in path:
+        raise ConfigurationError(
+            f'{where}: BACKEND names a class, not a URL: write "trunkline.layers.RedisChannelLayer" or another of '
+            'them, and the server into "CONFIG"'
+        )
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
-        raise ConfigurationError(f"{where}: cannot import BACKEND {path!r}: {error}") from error
+        raise ConfigurationError(
+            f"{where}: cannot import BACKEND {path!r}: {error}. {_instead(name)}"
+        ) from error
     if not hasattr(module, name):
         known = [key for key in getattr(module, "__all__", dir(module)) if not key.startswith("_")]
         raise ConfigurationError(f"{where}: {module_name} has no {name!r}{nearest(name, known)}")
     return getattr(module, name)
+
+
+def _instead(name: str) -> str:
+    ours = importlib.import_module("trunkline.layers").__all__
+    if name in ours:
+        return f'Write "trunkline.layers.{name}", or install that package'
+    return f"Install the package that has it, or write trunkline.layers. and one of {', '.join(ours)}"
 
 
 def layer_from_url(url: str, **options: Any) -> ChannelLayer:

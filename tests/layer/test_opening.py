@@ -25,9 +25,13 @@ def _unconfigured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     trunkline.configure(None)
 
 
-def test_nothing_configured() -> None:
-    """Without configuration there is no layer, and that is not an error."""
-    assert trunkline.get_channel_layer() is None
+def test_nothing_configured(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without configuration there is no layer, and that is not an error; it is logged once, with what to do."""
+    monkeypatch.setattr(opening, "_missed", set())
+    for _ in range(2):
+        assert trunkline.get_channel_layer() is None
+    (record,) = caplog.records
+    assert "call trunkline.configure({'default': 'embedded:'}) first" in record.getMessage()
     trunkline.configure({})
     assert trunkline.get_channel_layer() is None
     assert trunkline.get_channel_layer("other") is None
@@ -80,6 +84,15 @@ def test_a_ready_made_layer() -> None:
         ),
         ({"default": {"BACKEND": "trunkline.lairs.X"}}, "cannot import BACKEND 'trunkline.lairs.X'"),
         ({"default": {"BACKEND": "nothing"}}, "cannot import BACKEND 'nothing'"),
+        (
+            {"default": {"BACKEND": "no_package.X"}},
+            r"No module named 'no_package'. Install the package that has it, or write trunkline\.layers\. and one of",
+        ),
+        (
+            {"default": {"BACKEND": "no_package.RedisChannelLayer"}},
+            'Write "trunkline.layers.RedisChannelLayer", or',
+        ),
+        ({"default": {"BACKEND": "redis://localhost"}}, "BACKEND names a class, not a URL"),
         ({"default": {"BACKEND": MEMORY, "CONFIG": {"capcity": 1}}}, "did you mean 'capacity'"),
         ({"default": {"BACKEND": MEMORY, "CONFIG": {"capacity": "1"}}}, "capacity is a whole number"),
         ({"default": {"BACKEND": MEMORY, "CONFIG": [1]}}, r"\['CONFIG'\] is a dict"),

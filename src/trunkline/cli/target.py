@@ -15,7 +15,7 @@ import click
 from ..errors import ConfigurationError
 from ..layer import ChannelLayer
 from ..layers import InMemoryChannelLayer
-from ..opening import get_channel_layer, layer_from_url
+from ..opening import configured_layer, layer_from_url
 from ..settings import nearest
 
 __all__ = ["Mistake", "application", "django_application", "examine", "layer", "message"]
@@ -38,7 +38,7 @@ def layer(url: str | None, alias: str) -> Any:
     Raises:
         ConfigurationError: There is no such alias, or it is configured wrongly.
     """
-    found = layer_from_url(url) if url else get_channel_layer(alias)
+    found = layer_from_url(url) if url else configured_layer(alias)
     if found is None and (alias != "default" or _in_django_project()):
         raise ConfigurationError(
             f"no layer is configured as {alias!r}: add it to CHANNEL_LAYERS, or use --url"

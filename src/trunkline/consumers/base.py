@@ -133,7 +133,7 @@ class _Consumer:
         self._bind_send()
         try:
             if self.channel_layer is None:
-                self.channel_layer = opening.get_channel_layer(self.channel_layer_alias)
+                self.channel_layer = opening.configured_layer(self.channel_layer_alias)
             if self.channel_layer is None:
                 await self._serve(receive, Turn())
             else:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 from ..errors import ConfigurationError, TransportUnavailable
 from ..health import Send, answer, lifespan
 from ..layer import ChannelLayer
-from ..opening import get_channel_layer
+from ..opening import configured_layer
 
 __all__ = ["Dashboard"]
 
@@ -91,7 +91,7 @@ class Dashboard:
         return any(hmac.compare_digest(each, self._token) for each in shown)
 
     async def _data(self) -> tuple[int, bytes]:
-        layer = get_channel_layer(self._alias) if self._layer is None else self._layer
+        layer = configured_layer(self._alias) if self._layer is None else self._layer
         if not isinstance(layer, ChannelLayer):
             raise ConfigurationError(f"no layer of Trunkline is configured as {self._alias!r}")
         if time.monotonic() - self._looked > _FRESH:  # many visitors cost what one does

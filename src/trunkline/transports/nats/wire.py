@@ -247,8 +247,10 @@ def unavailable(
         on_its_way: It was sent, and only the answer may be missing.
     """
     text = str(cause) or type(cause).__name__
+    if isinstance(cause, ConnectionRefusedError):
+        text = "nothing listens there (connection refused)"
     error = TransportUnavailable(
-        f"NATS at {access.address} cannot be reached ({text}). Is the server running? Try: trunkline doctor {access.shown}"
+        f"NATS at {access.address} cannot be reached: {text}. Is NATS running there? Try: trunkline doctor {access.shown}"
         + (". The message was on its way and may have arrived" if on_its_way else "")
     )
     if isinstance(cause, BaseException):

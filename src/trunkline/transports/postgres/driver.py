@@ -122,6 +122,8 @@ class Connection:
 
 def _trouble(error: Exception) -> Trouble:
     text = str(error).strip() or type(error).__name__
+    if isinstance(error, ConnectionRefusedError):
+        text = "nothing listens there (connection refused)"
     return Trouble(text, getattr(error, "sqlstate", None) or "")
 
 

@@ -163,7 +163,7 @@ class Link:
     def unavailable(self, on_its_way: bool = False) -> TransportUnavailable:
         """The error for whoever cannot be served now."""
         text = (
-            f"{self.shown} cannot be reached: {self._trouble or 'no answer'}. Is the server running? "
+            f"{self.shown} cannot be reached: {self._trouble or 'no answer'}. Is PostgreSQL running there? "
             f"Try: trunkline doctor {self.shown}"
         )
         if on_its_way:
