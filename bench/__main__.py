@@ -31,7 +31,13 @@ def arguments() -> argparse.Namespace:
         "--layers", default=",".join(CONTESTANTS), help="the contestants (default: %(default)s)"
     )
     parser.add_argument("--base", help="the contestant that ratios are to (default: the first)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="at most (default: 3)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=20.0,
+        help="it may take, about; each scenario has a round (default: 20)",
+    )
     parser.add_argument(
         "--seconds", type=float, default=1.0, help="how long a throughput is measured (default: 1)"
     )
@@ -59,8 +65,20 @@ def arguments() -> argparse.Namespace:
     return chosen
 
 
-#: Plays one contestant once.
-Play = Callable[[], Awaitable[Figures | str]]
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One who takes part in a scenario."""
+
+    play: Callable[[], Awaitable[Figures | str]]
+    #: In the first round only.
+    once: bool = False
+
+    async def plays(self) -> Figures | str:
+        """Its figures, or why there are none: whatever goes wrong with one is not the end for the others."""
+        try:
+            return await self.play()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
 
 
 def present(entrants: Sequence[Contestant | Chat]) -> list[str]:
@@ -79,23 +97,20 @@ def present(entrants: Sequence[Contestant | Chat]) -> list[str]:
 WITHOUT: list[str] = []
 
 
-def plays(scenario: str, names: list[str], scale: Scale, chosen: argparse.Namespace) -> dict[str, Play]:
-    """Everybody who takes part in a scenario, with a way to have them play."""
+def entries(scenario: str, names: list[str], scale: Scale, chosen: argparse.Namespace) -> dict[str, Entry]:
+    """Everybody who takes part in a scenario."""
     if scenario in END_TO_END:
+        chats = END_TO_END[scenario]
+        limits = (3 * scale.seconds, scale.sockets, scale.patience, scale.limit)
         return {
-            name: functools.partial(
-                chat,
-                END_TO_END[scenario][name],
-                3 * scale.seconds,
-                scale.sockets,
-                scale.patience,
-                scale.limit,
-            )
-            for name in present(list(END_TO_END[scenario].values()))
+            name: Entry(functools.partial(chat, chats[name], *limits), chats[name].once)
+            for name in present(list(chats.values()))
         }
     played = SCENARIOS[scenario]
     return {
-        name: functools.partial(run, played, CONTESTANTS[name], scale, chosen.uvloop)
+        name: Entry(
+            functools.partial(run, played, CONTESTANTS[name], scale, chosen.uvloop), CONTESTANTS[name].once
+        )
         for name in names
         if played.takes(CONTESTANTS[name])
     }
@@ -112,23 +127,30 @@ async def play(chosen: argparse.Namespace) -> None:
     if chosen.merge and chosen.json.exists():
         results.keep(json.loads(chosen.json.read_text()))
     print("\n".join([*results.about, explanation(base)]), flush=True)
-    for scenario in chosen.scenarios:
-        entrants = plays(scenario, names, scale, chosen)
+    end = time.monotonic() + 60 * chosen.minutes
+    for place, scenario in enumerate(chosen.scenarios):
+        entrants = entries(scenario, names, scale, chosen)
         if not entrants:
             continue
         its_base = base if base in entrants else next(iter(entrants))
         results.bases[scenario] = its_base
         results.rounds.pop(scenario, None)
         began = time.monotonic()
-        for _ in range(chosen.rounds):
-            for name, once in [*entrants.items(), (AGAIN, entrants[its_base])]:
-                if results.failed(scenario, name):
+        share = (end - began) / (len(chosen.scenarios) - place)
+        rounds, seconds = 0, 0.0
+        while rounds < chosen.rounds and (not rounds or time.monotonic() - began + seconds <= share):
+            seconds = 0.0  # what another round will take
+            for name, entry in [*entrants.items(), (AGAIN, entrants[its_base])]:
+                if results.failed(scenario, name) or (rounds and entry.once):
                     continue  # it would only take its time again
-                results.add(scenario, name, await once())
+                its_began = time.monotonic()
+                results.add(scenario, name, await entry.plays())
+                if not (entry.once or results.failed(scenario, name)):
+                    seconds += time.monotonic() - its_began
+            rounds += 1
         load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-        results.notes[scenario] = (
-            f"{chosen.rounds} rounds of {scale.seconds:g} s in {time.monotonic() - began:.0f} s; load at the end {load}"
-        )
+        several = f"{rounds} round{'s' if rounds > 1 else ''} of {scale.seconds:g} s"
+        results.notes[scenario] = f"{several} in {time.monotonic() - began:.0f} s; load at the end {load}"
         print(f"\n{results.text(scenario)}\n{results.notes[scenario]}", flush=True)
         results.about = [*about, *WITHOUT]
         write(results, chosen)  # now: a long run that is ended leaves what it has found

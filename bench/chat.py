@@ -37,6 +37,8 @@ class Chat:
     name: str
     needs: Literal["nothing", "folder", "redis"]
     server: str = "trunkline"
+    #: It plays in the first round only.
+    once: bool = False
 
     @property
     def socketio(self) -> bool:
@@ -88,11 +90,11 @@ CHATS = {
         Chat("relay on redis", "redis"),
         Chat("relay on embedded", "folder"),
         Chat("handler on redis", "redis"),
-        Chat("handler on embedded", "folder"),
-        Chat("relay on redis, plain uvicorn", "redis", "sansio"),
-        Chat("relay on embedded, plain uvicorn", "folder", "sansio"),
+        Chat("handler on embedded", "folder", once=True),
+        Chat("relay on redis, plain uvicorn", "redis", "sansio", once=True),
+        Chat("relay on embedded, plain uvicorn", "folder", "sansio", once=True),
         Chat("channels on redis", "redis", "sansio"),
-        Chat("channels on embedded", "folder", "sansio"),
+        Chat("channels on embedded", "folder", "sansio", once=True),
         Chat("channels on core", "redis", "sansio"),
         Chat("channels on pubsub", "redis", "sansio"),
     )

@@ -19,7 +19,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from asgiref.sync import async_to_sync
 
@@ -245,7 +245,7 @@ def resident() -> int:
     return pages * resource.getpagesize() // 1024
 
 
-async def perform(name: str, where: str) -> None:
+async def perform(name: str, where: str, answers: TextIO) -> None:
     """Obey the lines of standard input until it ends."""
     layer, full = CONTESTANTS[name].make(where)
     actors: dict[int, Actor] = {}
@@ -262,7 +262,7 @@ async def perform(name: str, where: str) -> None:
             answer = [id, None, await getattr(actors[part], method)(*args, **options)]
         except Exception as error:
             answer = [id, f"{type(error).__name__}: {error}", None]
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
 
     while line := await reader.readline():
         task = asyncio.create_task(obey(line))
@@ -278,6 +278,9 @@ async def perform(name: str, where: str) -> None:
 
 def main() -> None:
     name, where, uvloop = sys.argv[1:]
+    # What a layer prints goes where its complaints go.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     logging.basicConfig(level=logging.WARNING)
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if uvloop == "1":
@@ -285,7 +288,7 @@ def main() -> None:
 
         factory = fast.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(perform(name, where))
+        runner.run(perform(name, where, answers))
 
 
 if __name__ == "__main__":

@@ -137,11 +137,12 @@ class Results:
 
 def explanation(base: str) -> str:
     alone = ", ".join(name for name, contestant in CONTESTANTS.items() if contestant.alone)
+    once = ", ".join(name for name, contestant in CONTESTANTS.items() if contestant.once)
     return (
         f"Medians of the rounds; in brackets how many times better than {base} (2.0x is twice as fast, or half the cost), "
         f"and {AGAIN} is the noise. Mishaps are sums over the rounds; full counts sends retried on a full channel. "
         f"bare is the floor: a loop that has the server do what redis has it do, and knows no capacity and no outage. "
-        f"{alone} play all parts in one process."
+        f"{alone} play all parts in one process; {once} play in the first round only, as some chats."
     )
 
 

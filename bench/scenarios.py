@@ -37,7 +37,7 @@ class Scale:
     seconds: float = 1.0
     crowd: int = 5000
     rooms: int = 2000
-    idle: float = 10.0
+    idle: float = 3.0
     waiting: int = 1000
     burst: int = 100
     local: int = 1000

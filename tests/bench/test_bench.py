@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from bench.__main__ import Entry
 from bench.chat import CHATS, SERVING, Chat, chat
 from bench.contestants import CONTESTANTS
 from bench.players import STRIDE, faults, pooled
@@ -59,6 +60,15 @@ def test_who_cannot_take_part_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no node here" in (CHATS["socket.io"].missing() or "")
     monkeypatch.setitem(sys.modules, "picows", None)
     assert "picows" in (SERVING["relay on embedded, picows"].missing() or "")
+
+
+async def test_one_that_breaks_is_not_the_end_for_the_others() -> None:
+    """Whatever is raised while one plays stands in the result."""
+
+    async def play() -> str:
+        raise ValueError("no line of JSON")
+
+    assert await Entry(play).plays() == "ValueError: no line of JSON"
 
 
 def test_mishaps_are_counted() -> None:

@@ -231,7 +231,10 @@ class Push(Op):
     def __init__(
         self, outbox: Outbox, keys: tuple[bytes, ...], queue: str, frame: bytes, capacity: int, ttl: float
     ) -> None:
-        super().__init__(outbox, None, b"+" + frame, ttl)
+        # What is numbered is its batch; so the rest of an operation stays unset, once for every message.
+        self.outbox, self.body = outbox, b"+" + frame
+        self.expires = time.monotonic() + ttl
+        self.future = outbox.loop.create_future()
         self.keys = keys
         self.queue, self.capacity, self.ttl = queue, capacity, ttl
 

@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from .leases import Leases
@@ -251,10 +251,9 @@ class Readers:
         self._requests = itertools.count(1)
         self.leases = Leases(outbox, names, channel, sid)
 
-    async def pull(self, queue: str) -> bytes:
+    def pull(self, queue: str) -> Coroutine[Any, Any, bytes]:
         """Take the oldest frame of the queue; wait for one."""
-        line = self._lines.get(queue) or self._make(queue)
-        return await line.pull()
+        return (self._lines.get(queue) or self._make(queue)).pull()
 
     def _make(self, queue: str) -> _Line:
         if len(self._lines) >= _IDLE_LINES:

@@ -37,6 +37,7 @@ _TAGS = """
 TAGS = _TAGS.split()
 
 
+@functools.lru_cache(maxsize=16384)
 def partition(name: str) -> int:
     """The partition of a topic, node or queue."""
     return zlib.crc32(name.encode()) & 255

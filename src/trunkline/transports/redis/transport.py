@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar, Self
 from urllib.parse import parse_qsl, urlencode, urlunsplit
 
@@ -353,12 +353,12 @@ class RedisTransport(Transport):
             await link.meet()
         await self._push(link, queue, frame, capacity, ttl).future
 
-    async def pull(self, queue: str) -> bytes:
+    def pull(self, queue: str) -> Coroutine[Any, Any, bytes]:
         links = self._read(queue)
         if len(links) == 1:
             links[0].use()
-            return await links[0].readers.pull(queue)
-        return await self._pull_any(queue, links)
+            return links[0].readers.pull(queue)
+        return self._pull_any(queue, links)
 
     async def _pull_any(self, queue: str, links: tuple[Link, ...]) -> bytes:
         """Pull from the old and the new home of a queue, while names move from one to the other."""
