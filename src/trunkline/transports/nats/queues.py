@@ -546,7 +546,8 @@ async def make_stream(link: Link, config: dict[str, Any], ttl: float, *, now: bo
         if wanted > 1 and not config["num_replicas"] and code in (10005, 10074):
             wanted = 1  # a cluster of fewer servers
             continue
-        if (code == 0 and not link.clustered) or code in (10039, 10076):
+        jetstream = link.clustered and link.wire is not None and link.wire.info.get("jetstream")
+        if (code == 0 and not jetstream) or code in (10039, 10076):
             raise ConfigurationError(
                 f"NATS at {link.access.address} has no JetStream ({text}): queues, bindings and recover=True need it. "
                 'Start the server with -js, or put "jetstream {}" into its configuration'

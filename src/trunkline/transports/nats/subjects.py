@@ -21,7 +21,7 @@ class Subjects:
 
     ``t`` topics, ``n`` posts to a node, ``r`` answers to a node, ``d`` and ``l`` what JetStream
     delivers to a node, ``q`` queues,
-    ``b`` bindings, ``c`` what concerns every node.
+    ``b`` bindings, ``c`` what concerns every node, ``s`` what a server of a cluster is asked, ``a`` what it answers a node.
     """
 
     def __init__(self, prefix: str, node: str = "") -> None:
@@ -32,6 +32,8 @@ class Subjects:
         self.log = f"{self.root}.l.{me}".encode()
         self.bindings = f"{self.root}.b.>".encode()
         self.control = f"{self.root}.c".encode()
+        self.servers = f"{self.root}.s".encode()
+        self.server_answers = f"{self.root}.a.{me}".encode()
         self.all_topics = f"{self.root}.t.>"
         self.topics_stream = f"{self.root}_topics"
         self.queues_stream = f"{self.root}_queues"
