@@ -121,7 +121,7 @@ async def test_many_errors_do_not_slow_it_down(layer):
         for _ in range(90):
             await layer.send("first", {"type": "job.fail"})
         await layer.send("first", {"type": "job.do", "n": 1})
-        await eventually(lambda: done, timeout=3)
+        await eventually(lambda: done)
 
 
 async def test_a_message_without_a_type_is_logged_and_skipped(layer, caplog):
