@@ -243,14 +243,24 @@ class Outbox:
     def _columns(self) -> tuple[list[Any], ...]:
         columns: tuple[list[Any], ...] = ([], [], [], [], [], [])
         kinds, topics, names, datas, numbers, ttls = columns
-        for op in self._batch:
+        alike: tuple[Any, ...] = ()
+        first = run = 0
+        for place, op in enumerate(self._batch):
             given_up = op.topic is None and op.future.done() and op.expires != FOR_EVER
-            kinds.append(0 if given_up else int(op.kind))
+            kind = 0 if given_up else int(op.kind)
+            kinds.append(kind)
             topics.append(op.wire)
             names.append(op.name)
             datas.append(op.body if op.topic is None else self.sender.frame(op))
             numbers.append(op.number)
             ttls.append(op.ttl)
+            if kind == Kind.PUSH:  # the first of those that are alike says how many they are
+                if alike != (op.name, op.number, op.ttl):
+                    alike, first, run = (op.name, op.number, op.ttl), place, 0
+                run += 1
+                topics[first] = run.to_bytes(8, "big")
+            else:
+                alike = ()
         return columns
 
     def _conclude(self, codes: list[int], places: list[int], extras: list[bytes]) -> None:

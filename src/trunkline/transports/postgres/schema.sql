@@ -165,27 +165,30 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.number_2(data bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS
     $$ SELECT ('x' || encode(data, 'hex'))::bit(64)::bigint $$;
 
--- Append to a queue; false when it is full. Its lock is held.
+-- Append frames to a queue; how many there was room for. Its lock is held.
 CREATE OR REPLACE FUNCTION {schema}.push_2(
-    mine bigint, queue text, frame bytea, capacity bigint, ends bigint, clock bigint
-) RETURNS boolean LANGUAGE plpgsql AS $$
+    mine bigint, queue text, frames bytea[], capacity bigint, ends bigint, clock bigint
+) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     waiting bigint;
+    room bigint := cardinality(frames);
 BEGIN
     SELECT d.depth INTO waiting FROM {schema}.depths d WHERE d.area = mine AND d.name = queue || ' ';
-    IF waiting IS NULL OR waiting >= capacity THEN
+    IF waiting IS NULL OR waiting + room > capacity THEN
         SELECT count(*) INTO waiting FROM (
             SELECT FROM {schema}.queues q WHERE q.area = mine AND q.name = queue AND q.until > clock LIMIT capacity
         ) live;
-        IF waiting >= capacity THEN
-            RETURN false;
+        room := least(room, capacity - waiting);
+        IF room <= 0 THEN
+            RETURN 0;
         END IF;
     END IF;
-    INSERT INTO {schema}.queues (area, name, until, data) VALUES (mine, queue, ends, frame);
-    INSERT INTO {schema}.depths AS d (area, name, depth, seen) VALUES (mine, queue || ' ', waiting + 1, clock)
-    ON CONFLICT (area, name) DO UPDATE SET depth = waiting + 1, seen = clock;
+    INSERT INTO {schema}.queues (area, name, until, data)
+    SELECT mine, queue, ends, f.frame FROM unnest(frames) WITH ORDINALITY f(frame, place) ORDER BY f.place LIMIT room;
+    INSERT INTO {schema}.depths AS d (area, name, depth, seen) VALUES (mine, queue || ' ', waiting + room, clock)
+    ON CONFLICT (area, name) DO UPDATE SET depth = waiting + room, seen = clock;
     PERFORM {schema}.wake_2(mine, queue);
-    RETURN true;
+    RETURN room;
 END $$;
 
 -- Count records of a tag: `more` is 1 or -1. Returns how many there are. The lock of the topic is held.
@@ -264,6 +267,7 @@ DECLARE
     part text;
     given integer;
     brought integer;
+    run_end bigint := 0;
     token bigint;
     filled text[] := '{{}}';
     self text;
@@ -300,6 +304,7 @@ BEGIN
         SELECT * FROM unnest(kinds, topics, names, datas, numbers, ttls)
             WITH ORDINALITY o(kind, topic, name, data, number, ttl, place)
     LOOP
+        CONTINUE WHEN op.place <= run_end;
         code := 0;
         news := NULL;
         IF op.kind = 1 THEN
@@ -308,9 +313,9 @@ BEGIN
                 FOR it IN SELECT b.queue, b.capacity FROM {schema}.bindings b
                     WHERE b.topic = op.topic AND b.until > clock
                 LOOP
-                    IF NOT {schema}.push_2(
-                        mine, it.queue, substr(op.data, {header} + 1), it.capacity, clock + op.number, clock
-                    ) THEN
+                    IF {schema}.push_2(
+                        mine, it.queue, ARRAY[substr(op.data, {header} + 1)], it.capacity, clock + op.number, clock
+                    ) = 0 THEN
                         places := places || op.place::integer;
                         extras := extras || convert_to(it.queue, 'UTF8');
                     END IF;
@@ -334,25 +339,34 @@ BEGIN
             END IF;
 
         ELSIF op.kind = 3 THEN
-            IF op.name = ANY (filled) THEN
-                code := 1;
-            ELSIF NOT {schema}.push_2(mine, op.name, op.data, op.number, clock + op.ttl, clock) THEN
-                code := 1;
+            -- The topic says how many pushes in a row are alike: they are one step.
+            given := {schema}.number_2(op.topic);
+            run_end := op.place + given - 1;
+            brought := 0;
+            IF NOT op.name = ANY (filled) THEN
+                brought := {schema}.push_2(
+                    mine, op.name, datas[op.place : run_end], op.number, clock + op.ttl, clock
+                );
+            END IF;
+            IF brought < given THEN
                 filled := filled || op.name;
             END IF;
+            codes := codes || array_fill(0::smallint, ARRAY[brought]) || array_fill(1::smallint, ARRAY[given - brought]);
+            CONTINUE;
 
         ELSIF op.kind = 4 THEN
             given := 0;
-            WITH due AS (
-                DELETE FROM {schema}.later l WHERE l.area = mine AND l.queue = op.name AND l.due <= clock
-                RETURNING l.due, l.ttl, l.tries, l.data
-            )
-            INSERT INTO {schema}.queues (id, area, name, until, tries, data)
-            SELECT coalesce((SELECT min(q.id) FROM {schema}.queues q WHERE q.area = mine AND q.name = op.name), 0)
-                - row_number() OVER (ORDER BY due.due DESC), mine, op.name, due.due + due.ttl, due.tries, due.data
-            FROM due WHERE due.due + due.ttl > clock;
-            GET DIAGNOSTICS brought = ROW_COUNT;
-            IF brought > 0 THEN
+            SELECT min(l.due) INTO token FROM {schema}.later l WHERE l.area = mine AND l.queue = op.name;
+            IF token <= clock THEN
+                WITH due AS (
+                    DELETE FROM {schema}.later l WHERE l.area = mine AND l.queue = op.name AND l.due <= clock
+                    RETURNING l.due, l.ttl, l.tries, l.data
+                )
+                INSERT INTO {schema}.queues (id, area, name, until, tries, data)
+                SELECT coalesce((SELECT min(q.id) FROM {schema}.queues q WHERE q.area = mine AND q.name = op.name), 0)
+                    - row_number() OVER (ORDER BY due.due DESC), mine, op.name, due.due + due.ttl, due.tries, due.data
+                FROM due WHERE due.due + due.ttl > clock;
+                GET DIAGNOSTICS brought = ROW_COUNT;
                 UPDATE {schema}.depths d SET depth = d.depth + brought WHERE d.area = mine AND d.name = op.name || ' ';
             END IF;
             FOR it IN
@@ -386,12 +400,11 @@ BEGIN
                 INSERT INTO {schema}.readers (area, queue, inbox, line) VALUES (mine, op.name, me, op.ttl)
                 ON CONFLICT DO NOTHING;
                 -- When to ask again, if anything is put off.
-                FOR it IN SELECT min(l.due) AS due FROM {schema}.later l WHERE l.area = mine AND l.queue = op.name LOOP
-                    IF it.due IS NOT NULL THEN
-                        places := places || op.place::integer;
-                        extras := extras || int8send(it.due);
-                    END IF;
-                END LOOP;
+                SELECT min(l.due) INTO token FROM {schema}.later l WHERE l.area = mine AND l.queue = op.name;
+                IF token IS NOT NULL THEN
+                    places := places || op.place::integer;
+                    extras := extras || int8send(token);
+                END IF;
             ELSE
                 DELETE FROM {schema}.readers r
                 WHERE r.area = mine AND r.queue = op.name AND r.inbox = me AND r.line = op.ttl;
