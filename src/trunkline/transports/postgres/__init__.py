@@ -5,8 +5,8 @@ the server counts it once by its number. What is published is put into the log a
 a committed frame is pushed however late its commit. Frames carry the chain of ``trunkline.continuity``, as on Redis.
 
 Rooms: ``transport`` (the contract) - ``link`` (one supervisor, two connections) - ``outbox`` (what we write) - ``inflow``
-(what we hear) - ``readers`` (pulls) - ``records`` (what we keep beside topics) - ``inbox`` (counts of what was posted to us) -
-``driver`` (the only room that knows a driver) - ``schema`` (tables and functions) - ``doctor``.
+(what we hear) - ``readers`` (pulls) - ``records`` (what we keep beside topics) - ``inbox`` (counts of what was posted to
+us) - ``driver`` (the only room that knows a driver) - ``schema`` (tables and functions) - ``doctor``.
 
 Where it ends:
 
