@@ -2,7 +2,7 @@
 
 A frame is what travels::
 
-    magic u8 · kind u8 · expires f64 (seconds, the transport's clock) · address length u8 · address · body
+    magic u8 · kind u8 · expires f64 (seconds, the transport's clock) · sender 10 bytes · address length u8 · address · body
 
 With ``OPTIONS`` in the kind, the body begins with a u16 length and so many bytes of msgpack: the options.
 
@@ -13,6 +13,7 @@ what cannot travel fails in the sender's hands.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import struct
@@ -53,8 +54,8 @@ GROUP, CHANNEL, CONTROL, DELAYED, REMEMBERED, RECORD = 1, 2, 3, 4, 5, 6
 OPTIONS = 0x40
 
 #: The first byte says whether the body is encrypted: the decoder would take one ciphertext in 256 for an empty dict.
-_PLAIN, _SEALED = 0xA7, 0xA8
-_header = struct.Struct("<BBdB")
+_PLAIN, _SEALED = 0xA9, 0xAA
+_header = struct.Struct("<BBd10sB")
 _due = struct.Struct("<d")
 _length = struct.Struct("<H")
 _NONCE = 12
@@ -77,6 +78,8 @@ class Envelope(NamedTuple):
     expires: float
     address: str
     body: bytes
+    #: The node that sent it, as ``names.new_node`` makes them, in bytes; zeros: not said.
+    sender: bytes
     options: Mapping[str, Any] = NO_OPTIONS
 
 
@@ -129,13 +132,25 @@ def _cipher(key: str | bytes) -> _Cipher:
 class Seal:
     """Makes frames and opens them; with keys, the first encrypts and every one decrypts."""
 
+    frame: Callable[[int, float, str, bytes], bytes]
+
     def __init__(self, keys: Sequence[str | bytes] = ()) -> None:
         self._ciphers = [_cipher(key) for key in keys]
-        self.frame: Callable[[int, float, str, bytes], bytes] = self._sealed if self._ciphers else _frame
+        self._sign("")
         self._secret = b"".join(
             hashlib.sha256(b"blind" + (key.encode() if isinstance(key, str) else key)).digest()
             for key in keys[:1]
         )
+
+    def of(self, node: str) -> Seal:
+        """The same, with this node as the sender of every frame; "" is nobody."""
+        seal = copy.copy(self)
+        seal._sign(node)
+        return seal
+
+    def _sign(self, node: str) -> None:
+        self.sender = bytes.fromhex(node).ljust(10, b"\0")
+        self.frame = self._sealed if self._ciphers else self._plain
 
     def blind(self, text: str) -> str:
         """A short name for a text, always the same; it tells nothing about the text to whoever has not the first key."""
@@ -150,8 +165,11 @@ class Seal:
         packed = MSGPACK.encode(dict(options))
         return self.frame(kind | OPTIONS, expires, address, _length.pack(len(packed)) + packed + body)
 
+    def _plain(self, kind: int, expires: float, address: str, body: bytes) -> bytes:
+        return _header.pack(_PLAIN, kind, expires, self.sender, len(address)) + address.encode("ascii") + body
+
     def _sealed(self, kind: int, expires: float, address: str, body: bytes) -> bytes:
-        head = bytes([_SEALED]) + _frame(kind, expires, address, b"")[1:]
+        head = _header.pack(_SEALED, kind, expires, self.sender, len(address)) + address.encode("ascii")
         nonce = os.urandom(_NONCE)
         return head + nonce + self._ciphers[0].encrypt(nonce, body, head)
 
@@ -162,11 +180,11 @@ class Seal:
             FrameError: It is foreign or damaged, or no key opens it.
         """
         try:
-            magic, kind, expires, length = _header.unpack_from(frame)
-            end = 11 + length
+            magic, kind, expires, sender, length = _header.unpack_from(frame)
+            end = 21 + length
             if magic not in (_PLAIN, _SEALED) or len(frame) < end:
                 raise FrameError("not a frame of this version of Trunkline")
-            address = frame[11:end].decode("ascii")
+            address = frame[21:end].decode("ascii")
         except (struct.error, UnicodeDecodeError):
             raise FrameError("not a frame of this version of Trunkline") from None
         body = frame[end:]
@@ -177,8 +195,8 @@ class Seal:
                 error.channel = address if kind & ~OPTIONS in (CHANNEL, DELAYED) else None
                 raise
         if kind & OPTIONS:
-            return _with_options(kind - OPTIONS, expires, address, body)
-        return Envelope(kind, expires, address, body)
+            return _with_options(Envelope(kind - OPTIONS, expires, address, body, sender))
+        return Envelope(kind, expires, address, body, sender)
 
     def _decrypt(self, magic: int, head: bytes, sealed: bytes) -> bytes:
         if not self._ciphers:
@@ -195,7 +213,8 @@ class Seal:
         raise FrameError("no key in symmetric_encryption_keys opens it")
 
 
-def _with_options(kind: int, expires: float, address: str, body: bytes) -> Envelope:
+def _with_options(envelope: Envelope) -> Envelope:
+    kind, expires, address, body, sender, _ = envelope
     try:
         (length,) = _length.unpack_from(body)
         options = MSGPACK.decode(body[2 : 2 + length])
@@ -205,7 +224,7 @@ def _with_options(kind: int, expires: float, address: str, body: bytes) -> Envel
         wrong = FrameError(f"its options cannot be read: {error}")
         wrong.channel = address if kind in (CHANNEL, DELAYED) else None
         raise wrong from None
-    return Envelope(kind, expires, address, body[2 + length :], options)
+    return Envelope(kind, expires, address, body[2 + length :], sender, options)
 
 
 def delayed(due: float, body: bytes) -> bytes:
@@ -223,7 +242,3 @@ def undelayed(body: bytes) -> tuple[float, bytes]:
         return _due.unpack_from(body)[0], body[_due.size :]
     except struct.error:
         raise FrameError("it does not say when it is due") from None
-
-
-def _frame(kind: int, expires: float, address: str, body: bytes) -> bytes:
-    return _header.pack(_PLAIN, kind, expires, len(address)) + address.encode("ascii") + body

@@ -70,12 +70,17 @@ class InvalidEvent(UsageError, ValueError):
     Attributes:
         field: Which part of it, for example ``ChatMessage.user.id``.
         event: The event as it came.
+        sender: The name of the node that sent it, as in ``ChannelLayer.survey``; None when it is not known, or it came from
+            the client.
+        group: The group it was sent to; None when it was sent to the channel itself, or that is not known.
     """
 
     def __init__(self, text: str, field: str = "", event: Any = None) -> None:
         super().__init__(text)
         self.field = field
         self.event = event
+        self.sender: str | None = None
+        self.group: str | None = None
 
 
 class ConfigurationError(UsageError, ValueError):

@@ -45,6 +45,7 @@ class Event(NamedTuple):
     options: Mapping[str, Any] = NO_OPTIONS
     #: The mark of the event before it; "" when it is not known.
     before: str = ""
+    sender: bytes = b""
 
     @property
     def mark(self) -> str:
@@ -271,7 +272,9 @@ class History:
         for place, frame in await self._transport.recall(group, first, count):
             try:
                 envelope = self._seal.open(frame)
-                found.append(Event(place, envelope.body, envelope.expires, envelope.options))
+                found.append(
+                    Event(place, envelope.body, envelope.expires, envelope.options, sender=envelope.sender)
+                )
             except FrameError:
                 found.append(Event(place, b"", 0.0))
         return found
@@ -289,7 +292,7 @@ class History:
             raise FrameError("a history frame without a place") from None
         body = envelope.body[_head.size :]
         mark = before.rstrip(b"\0").decode("ascii", "replace")
-        return Event(place, body, envelope.expires, envelope.options, mark)
+        return Event(place, body, envelope.expires, envelope.options, mark, envelope.sender)
 
     async def events(self, group: str, since: str | None, limit: int) -> list[Event]:
         """What came after a position, or the newest events, oldest first.

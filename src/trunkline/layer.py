@@ -37,7 +37,7 @@ from .logs import logger
 from .node import Node
 from .presence import Present, PresentCount
 from .settings import Options, Settings
-from .stats import Health, Report, Stats
+from .stats import Health, Origin, Report, Stats
 from .switchboard import Sink
 from .sync import Elsewhere, SyncLayer, background_loop
 from .transport import Finding, Transport
@@ -83,6 +83,17 @@ class ChannelLayer:
             self.extensions = [*self.extensions, "history"]
         if "records" in self._first.features:
             self.extensions = [*self.extensions, "presence"]
+        for name in settings.requires:
+            if name not in self.extensions:
+                have = ", ".join(self.extensions)
+                fix = (
+                    "say which groups remember: history={'room.*': {'size': 100, 'seconds': 3600}}"
+                    if name == "history" and name in self._first.features
+                    else "the memory, embedded and Redis layers have all"
+                )
+                raise ConfigurationError(
+                    f"requires: this layer, on {type(self._first).__name__}, has {have}, and no {name}: {fix}"
+                )
         self._settings = settings
         self._seal = Seal(settings.symmetric_encryption_keys or ())
         self._nodes: dict[asyncio.AbstractEventLoop, Node] = {}
@@ -513,6 +524,17 @@ class ChannelLayer:
         """
         node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
         return await node.survey(seconds)
+
+    def origin(self, message: Message) -> Origin | None:
+        """Which process sent the message that ``receive`` or ``lease`` has just returned, and to which group.
+
+        To be asked before anything else is awaited: only the last message of the running loop is known.
+
+        Returns:
+            None when that is another message, or one that was put back.
+        """
+        node = self._nodes.get(asyncio.get_running_loop())
+        return None if node is None else node.origin(message)
 
     def count_invalid(self) -> None:
         """Count an event that was not what its handler's annotation says. Consumers call it."""

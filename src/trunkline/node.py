@@ -41,6 +41,7 @@ from .leases import Lease
 from .logs import logger
 from .membership import Membership, wake
 from .settings import Settings
+from .stats import Origin
 from .switchboard import Mailbox, Parcel
 from .targets import Recent, for_channel, for_group, passed_over
 from .transport import Transport
@@ -76,6 +77,11 @@ class Node(Membership):
         self._pause = min(_SWEEP, settings.expiry / 4)
         self._timer: asyncio.TimerHandle | None = None
         self._farewell: AsyncGenerator[None, None] | None = None
+        #: What a message to a channel of our own would have come in.
+        self._ours = Envelope(CHANNEL, 0.0, "", b"", self._seal.sender)
+        #: What ``receive`` or ``lease`` returned last, and what it came in.
+        self._handed: Message = {}
+        self._origin: Envelope | None = None
 
     # Life
 
@@ -176,7 +182,8 @@ class Node(Membership):
         self.stats.sent += 1
         if owner == self.name:
             if self._is_first(channel, chosen):
-                self._put(channel, body, expires, posted=False, context=chosen.get("trace", b""))
+                origin = self._ours._replace(options=chosen) if chosen else self._ours
+                self._put(channel, body, expires, False, origin)
             return
         frame = self._seal.frame_with(CHANNEL, expires, channel, body, chosen)
         capacity = self._settings.capacity_of(channel)
@@ -293,13 +300,12 @@ class Node(Membership):
         try:
             envelope = self._seal.open(frame)
             if envelope.kind == GROUP:
-                self._fan_out(envelope.address, envelope.body, envelope.expires, envelope.options)
+                self._fan_out(envelope)
             elif envelope.kind == CHANNEL:
                 if not self._is_first(envelope.address, envelope.options):
                     self._transport.taken(envelope.address, 1)
                     return
-                context = envelope.options.get("trace", b"")
-                self._put(envelope.address, envelope.body, envelope.expires, True, context)
+                self._put(envelope.address, envelope.body, envelope.expires, True, envelope)
             elif envelope.kind == DELAYED:
                 if not self._is_first(envelope.address, envelope.options):
                     self._transport.taken(envelope.address, 1)
@@ -339,7 +345,7 @@ class Node(Membership):
         expires = self._now() + self._settings.expiry
         for box in self._board.watchers(topic):
             with contextlib.suppress(ChannelFull):  # then it has a gap anyway, and is told of that
-                self._put(box.channel, event, expires, posted=False)
+                self._put(box.channel, event, expires, False, self._ours)
         try:
             self._on_gap(topic, reason)
         except Exception:
@@ -355,9 +361,8 @@ class Node(Membership):
 
     # 4. Mailboxes
 
-    def _fan_out(
-        self, group: str, body: bytes, expires: float, chosen: Mapping[str, Any], position: str | None = None
-    ) -> None:
+    def _fan_out(self, envelope: Envelope, position: str | None = None) -> None:
+        _, expires, group, body, _, chosen = envelope
         if not self._board.has_members(group):
             return
         exclude: Collection[str] = ()
@@ -367,13 +372,7 @@ class Node(Membership):
             exclude = self._had_already(group, chosen)
         # Decoded once here, which also proves that it can be; the other members decode their own copy of it later,
         # which costs a fifth of copying a dict.
-        parcel = Parcel(
-            body,
-            expires,
-            False,
-            decode(body, self._settings.codec),
-            chosen.get("trace", b"") if chosen else b"",
-        )
+        parcel = Parcel(body, expires, False, decode(body, self._settings.codec), envelope)
         if position is not None:
             parcel.locate(position)
         now = self._now()
@@ -392,7 +391,8 @@ class Node(Membership):
 
     def _fan_out_event(self, group: str, event: Event) -> None:
         try:
-            self._fan_out(group, event.body, event.expires, event.options, position_of(group, event))
+            envelope = Envelope(GROUP, event.expires, group, event.body, event.sender, event.options)
+            self._fan_out(envelope, position_of(group, event))
         except FrameError as error:
             self._unreadable(error)
 
@@ -412,9 +412,9 @@ class Node(Membership):
         had.update(self._board.members(group))
         return exclude
 
-    def _put(self, channel: str, body: bytes, expires: float, posted: bool, context: bytes = b"") -> None:
+    def _put(self, channel: str, body: bytes, expires: float, posted: bool, origin: Envelope) -> None:
         try:
-            parcel = Parcel(body, expires, posted, decode(body, self._settings.codec), context)
+            parcel = Parcel(body, expires, posted, decode(body, self._settings.codec), origin)
         except FrameError as error:
             error.channel = channel if posted else None
             raise
@@ -436,12 +436,10 @@ class Node(Membership):
             error.channel = envelope.address
             raise
 
-        context = envelope.options.get("trace", b"")
-
         def put() -> None:
             self._delayed.discard(handle)
             try:
-                self._put(envelope.address, body, envelope.expires, True, context)
+                self._put(envelope.address, body, envelope.expires, True, envelope)
             except FrameError as error:
                 self._transport.taken(envelope.address, 1)
                 self._unreadable(error)
@@ -493,16 +491,25 @@ class Node(Membership):
         if parcel is None:
             return None
         self.stats.received += 1
-        if tracing.tracer is not None:
-            tracing.incoming.set(parcel.context)
         message = parcel.fresh
         if message is None:
             message = decode(parcel.body, self._settings.codec)
             if parcel.position is not None:
                 message["position"] = parcel.position
-            return message
-        parcel.fresh = None
+        else:
+            parcel.fresh = None
+        self._handed, self._origin = message, parcel.origin
+        if tracing.tracer is not None:
+            tracing.incoming.set(parcel.origin.options.get("trace", b"") if parcel.origin else b"")
         return message
+
+    def origin(self, message: Message) -> Origin | None:
+        """See ``ChannelLayer.origin``."""
+        handed, envelope = self._handed, self._origin
+        if handed is not message or envelope is None:
+            return None
+        group = envelope.address if envelope.kind in (GROUP, REMEMBERED) else None
+        return Origin(envelope.sender.hex() if any(envelope.sender) else None, group)
 
     async def _receive_queue(self, queue: str) -> Message:
         while True:
@@ -521,6 +528,7 @@ class Node(Membership):
                 self.stats.expired += 1
                 continue
             self.stats.received += 1
+            self._handed, self._origin = message, envelope
             if tracing.tracer is not None:
                 tracing.incoming.set(envelope.options.get("trace", b""))
             return message
@@ -549,6 +557,7 @@ class Node(Membership):
                 await settle()
                 continue
             self.stats.received += 1
+            self._handed, self._origin = message, envelope
             if tracing.tracer is not None:
                 tracing.incoming.set(envelope.options.get("trace", b""))
             return Lease(message, tries, hold, settle)
@@ -568,7 +577,7 @@ class Node(Membership):
         body = encode(message, 2**62, self._settings.codec)
         expires = self._now() + self._settings.expiry
         if names.channel(channel).node is None:
-            frame = self._seal.frame(CHANNEL, expires, channel, body)
+            frame = self._unsigned.frame(CHANNEL, expires, channel, body)
             await self._transport.push(channel, frame, 2**31, self._settings.expiry)
             return
         waiter = self._board.put_back(channel, Parcel(body, expires, False, message), self._now())

@@ -387,7 +387,7 @@ class Presence:
 
     def _read(self, record: Record) -> Message | None:
         try:
-            kind, since, channel, body, _ = self._seal.open(record.value)
+            kind, since, channel, body, *_ = self._seal.open(record.value)
             content = decode(body, self._settings.codec)
             if kind != RECORD or not content.keys() >= {"presence", "user", "announce"}:
                 raise FrameError("no record of a member")

@@ -32,6 +32,9 @@ QUOTE = "Write special characters of a password as %XX: urllib.parse.quote(passw
 
 Pattern = str | re.Pattern[str]
 
+#: What a layer may have in its ``extensions``.
+EXTENSIONS = ("groups", "flush", "leases", "history", "presence")
+
 
 class Kept(NamedTuple):
     """How much a group remembers."""
@@ -62,6 +65,7 @@ class Options(TypedDict, total=False):
     history: Mapping[Pattern, Mapping[str, float]] | None
     latest_only: Sequence[Pattern] | None
     overflow: Mapping[Pattern, str] | None
+    requires: Sequence[str] | str
 
 
 @dataclass(slots=True)
@@ -91,6 +95,8 @@ class Settings:
     #: What a full channel does with a further group message, by name as above: "drop newest" (also where nothing is
     #: said), "drop oldest", "latest only", or "close 4008" to end its consumer with that code.
     overflow: Mapping[Pattern, str] | None = None
+    #: Extensions without which the layer is not to be made: a list, or names with commas between them.
+    requires: Sequence[str] | str = ()
     codec: Codec = field(init=False)
     #: ``channel_capacity`` compiled, in order.
     compiled: list[tuple[re.Pattern[str], int]] = field(init=False, default_factory=list)
@@ -129,6 +135,17 @@ class Settings:
         if not isinstance(self.serializer_format, str):
             kind = type(self.serializer_format).__name__
             raise ConfigurationError(f'serializer_format is a name, e.g. "msgpack" or "json", not {kind}')
+        requires = self.requires
+        if isinstance(requires, str):
+            requires = [name.strip() for name in requires.split(",")]
+        if not isinstance(requires, Iterable):
+            raise ConfigurationError(f"requires is a list of extensions, not {requires!r}")
+        self.requires = list(requires)
+        for name in self.requires:
+            if name not in EXTENSIONS:
+                raise ConfigurationError(
+                    f"requires: {name!r} is no extension{nearest(str(name), EXTENSIONS)}"
+                )
         self.codec = codec_named(self.serializer_format)
         self._compile()
 

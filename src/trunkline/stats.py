@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from .transport import Server
 
-__all__ = ["DOWN_AFTER", "Health", "Pattern", "Report", "Slow", "Stats", "judge", "pattern_of"]
+__all__ = ["DOWN_AFTER", "Health", "Origin", "Pattern", "Report", "Slow", "Stats", "judge", "pattern_of"]
 
 #: Seconds without a sign of life after which a server counts as down.
 DOWN_AFTER = 15.0
@@ -32,6 +32,16 @@ def pattern_of(channel: str, compiled: Iterable[tuple[re.Pattern[str], int]], gl
         if rule.match(channel):
             return glob
     return _owned(".*", channel) if "!" in channel else "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a message came from."""
+
+    #: The name of the node that sent it, one process and loop; as in ``ChannelLayer.survey``. None: not known.
+    node: str | None
+    #: The group it was sent to; None: to the channel itself.
+    group: str | None
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeAlias
 
+from .envelope import Envelope
 from .settings import Overflow, Settings
 
 __all__ = ["Mailbox", "Parcel", "Sink", "Switchboard", "Waiter"]
@@ -33,7 +34,7 @@ class Waiter(Protocol):
 class Parcel:
     """One message on its way to a mailbox, shared by all that it is for."""
 
-    __slots__ = ("body", "context", "expires", "fresh", "group", "position", "posted")
+    __slots__ = ("body", "expires", "fresh", "group", "origin", "position", "posted")
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class Parcel:
         expires: float,
         posted: bool,
         fresh: dict[str, Any] | None = None,
-        context: bytes = b"",
+        origin: Envelope | None = None,
     ) -> None:
         self.body = body
         self.expires = expires
@@ -53,8 +54,8 @@ class Parcel:
         self.group: str | None = None
         #: The message as decoded on arrival, for the first taker; the others decode their own copy.
         self.fresh = fresh
-        #: What the sender's tracer had to say.
-        self.context = context
+        #: What it came in.
+        self.origin = origin
 
     def locate(self, position: str) -> None:
         """Give the message its position."""

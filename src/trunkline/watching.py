@@ -34,7 +34,7 @@ class Watching(ABC):
         self.closed = False
         self.stats = Stats()
         self._settings = settings
-        self._seal = seal
+        self._unsigned, self._seal = seal, seal.of(self.name)
         self._transport = transport
         self._now = transport.now
         self._board = Switchboard(settings)
@@ -43,7 +43,7 @@ class Watching(ABC):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._requests = Requests(
             self.name,
-            seal,
+            self._seal,
             settings,
             transport,
             spawn=self._spawn,
@@ -51,7 +51,7 @@ class Watching(ABC):
             flush=self._clear,
             report=lambda: self.report().asdict(),
         )
-        self._history = History(settings, seal, transport, self._fan_out_event, self._lost, self._spawn)
+        self._history = History(settings, self._seal, transport, self._fan_out_event, self._lost, self._spawn)
         self._opened = time.time()
         self._state = "ok"
         self._since = self._opened

@@ -12,7 +12,7 @@ import msgspec
 import pydantic
 import pytest
 
-from trunkline import InvalidEvent, InvalidMessage
+from trunkline import InvalidEvent, InvalidMessage, names
 from trunkline.consumers import AsyncConsumer, SyncConsumer
 from trunkline.testing import eventually
 from trunkline.testing.communicators import ApplicationCommunicator
@@ -129,7 +129,7 @@ async def test_sync_handlers_too(layer) -> None:
 
 @pytest.mark.parametrize("consumer", [Ears, SyncEars])
 async def test_a_bad_event_is_told_and_the_connection_lives(layer, caplog, consumer) -> None:
-    """It is logged with handler, type, channel and field, counted once, and the next event is handled."""
+    """It is logged with handler, type, channel, group, sender and field, counted once, and the next event is handled."""
     client, name = await joined(consumer)
     with caplog.at_level(logging.ERROR):
         await layer.group_send("ears", {"type": "data.said", "text": 5})
@@ -137,14 +137,14 @@ async def test_a_bad_event_is_told_and_the_connection_lives(layer, caplog, consu
         assert (await client.receive_output(5))["heard"] == "next"
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"{consumer.__name__}.data_said got an event of type 'data.said' on channel {name} that it does not take: "
-        "Said.text: expected str, got int 5"
+        f"{consumer.__name__}.data_said got an event of type 'data.said' on channel {name}, "
+        f"sent to group ears by node {names.channel(name).node}, that it does not take: Said.text: expected str, got int 5"
     )
     assert layer.stats().invalid == 1
     await client.send_input({"type": "data.said"})
     await client.send_input({"type": "data.said", "text": "still here"})
     assert (await client.receive_output(5))["heard"] == "still here"
-    assert "from the client" in caplog.records[-1].getMessage()
+    assert "from the client that it does not take" in caplog.records[-1].getMessage()
     client.stop()
     with suppress(asyncio.CancelledError):
         await client.future
@@ -157,19 +157,25 @@ async def test_the_hook(layer, caplog, base) -> None:
 
         class Async(Ears):
             async def on_invalid_event(self, error: InvalidEvent) -> None:
-                await self.send({"field": error.field, "event": error.event})
+                await self.send(
+                    {"field": error.field, "event": error.event, "from": (error.sender, error.group)}
+                )
 
         consumer: Any = Async
     else:
 
         class Sync(SyncEars):
             def on_invalid_event(self, error: InvalidEvent) -> None:
-                self.send({"field": error.field, "event": error.event})
+                self.send({"field": error.field, "event": error.event, "from": (error.sender, error.group)})
 
         consumer = Sync
     client, name = await joined(consumer)
     await layer.send(name, {"type": "data.said", "text": 5})
-    assert await client.receive_output(5) == {"field": "Said.text", "event": {"type": "data.said", "text": 5}}
+    bad = {"type": "data.said", "text": 5}
+    told = {"field": "Said.text", "event": bad, "from": (names.channel(name).node, None)}
+    assert await client.receive_output(5) == told
+    await client.send_input(bad)
+    assert await client.receive_output(5) == {**told, "from": (None, None)}
     assert not caplog.records
     await layer.send(name, {"type": "on.invalid.event"})
     with pytest.raises(ValueError, match="may not name a handler"):
@@ -211,11 +217,13 @@ async def test_in_a_worker_it_is_an_error_of_that_message(layer, caplog) -> None
 
     worker = Worker(Job.as_asgi(), layer, ["jobs"])
     running = asyncio.create_task(worker.run())
+    node = names.channel(await layer.new_channel()).node
     await layer.send("jobs", {"type": "data.said", "text": 5})
     await layer.send("jobs", Said("next"))
     await eventually(lambda: heard == ["next"], 10)
     assert any(
-        "on channel jobs that it does not take: Said.text" in (r.exc_text or "") for r in caplog.records
+        f"on channel jobs, sent by node {node}, that it does not take: Said.text" in (r.exc_text or "")
+        for r in caplog.records
     )
     assert layer.stats().invalid == 1
     worker.stop()

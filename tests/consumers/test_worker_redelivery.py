@@ -126,7 +126,7 @@ async def test_the_last_failure_goes_to_the_dead_letters(layer) -> None:
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        ({"type": "job.typed", "n": "x"}, "InvalidEvent: Jobs.job_typed got an event of type 'job.typed' on channel jobs "),
+        ({"type": "job.typed", "n": "x"}, "InvalidEvent: Jobs.job_typed got an event of type 'job.typed' on channel "),
         ({"type": "job.unknown"}, "NoHandler: Jobs has no handler for type 'job.unknown'"),
         ({"no": "type"}, "UsageError: it has no type"),
     ],

@@ -150,17 +150,18 @@ async def test_without_a_tracer_nothing_travels(layers: Layers) -> None:
     here, there = layers(), layers()
     frames: list[bytes] = []
     channel = await there.new_channel()
-    opens = there._seal.open
+    (node,) = there._nodes.values()
+    opens = node._seal.open
 
     def keep(frame: bytes) -> Any:
         frames.append(frame)
         return opens(frame)
 
-    there._seal.open = keep  # type: ignore[method-assign]
+    node._seal.open = keep  # type: ignore[method-assign]
     await here.send(channel, {"type": "x"})
     assert await there.receive(channel) == {"type": "x"}
     assert tracing.incoming.get() == b""
-    assert len(frames[-1]) == 11 + len(channel) + len(b"\x81\xa4type\xa1x")
+    assert len(frames[-1]) == 21 + len(channel) + len(b"\x81\xa4type\xa1x")
     otel.instrument(Spans().provider)
     try:
         await here.send(channel, {"type": "x"})

@@ -1,9 +1,60 @@
 from typing import Any
 
+import pytest
+
+from trunkline import ConfigurationError, configure, names
+from trunkline.layer import ChannelLayer
 from trunkline.layers import InMemoryChannelLayer
+from trunkline.settings import Settings
 from trunkline.testing import LayerConformance
+from trunkline.transports.memory import MemoryTransport
 
 
 class TestInMemoryChannelLayer(LayerConformance):
     def make_layer(self, prefix: str, **options: Any) -> InMemoryChannelLayer:
         return InMemoryChannelLayer(hub="conformance", prefix=prefix, **options)
+
+
+async def test_where_a_remembered_message_came_from() -> None:
+    """What a group remembers tells its sender and its group as any other."""
+    layer = InMemoryChannelLayer(history={"room": {"size": 10, "seconds": 60}})
+    channel = await layer.new_channel()
+    await layer.group_add("room", channel)
+    await layer.group_send("room", {"type": "x"})
+    origin = layer.origin(await layer.receive(channel))
+    assert origin is not None
+    assert (origin.node, origin.group) == (names.channel(channel).node, "room")
+    await layer.close()
+
+
+@pytest.mark.parametrize(
+    ("requires", "text"),
+    [
+        (["presence", "leases"], None),
+        ("presence, groups", None),
+        (["history"], "say which groups remember"),
+        (["presents"], "did you mean 'presence'"),
+        (5, "requires is a list of extensions, not 5"),
+    ],
+)
+def test_what_is_required(requires: Any, text: str | None) -> None:
+    """A layer without it is not made; the text says what to do."""
+    if text is None:
+        InMemoryChannelLayer(requires=requires)
+        return
+    with pytest.raises(ConfigurationError, match=text):
+        InMemoryChannelLayer(requires=requires)
+
+
+def test_what_a_transport_lacks_is_told_at_start_up() -> None:
+    """Not at the first call: by configure(), by a URL, and by Django's check, which makes the layers too."""
+
+    class Bare(MemoryTransport):
+        features = frozenset()
+
+    with pytest.raises(
+        ConfigurationError, match="on Bare, has groups, flush, and no presence: the memory, embedded"
+    ):
+        ChannelLayer(lambda: Bare("bare"), Settings.build({"requires": ["presence"]}))
+    with pytest.raises(ConfigurationError, match="and no history"):
+        configure("memory://?requires=history")

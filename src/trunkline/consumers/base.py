@@ -26,6 +26,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 
 from .. import opening, tracing
 from ..errors import InvalidEvent, UsageError
+from ..stats import Origin
 from ..typed import Convert
 from . import annotated, colour
 from .relay import Offer, Relay, ToFrame, Turn, frame_for
@@ -181,10 +182,12 @@ class _Consumer:
             del failure
 
     async def _serve(self, source: Receive, turn: Turn) -> None:
+        origin_of = getattr(self.channel_layer, "origin", None) if self._converters else None
         while True:
             event = await source()
             # Looked at now: taking the turn brings the other side's context variables.
             context = tracing.incoming.get() if tracing.tracer is not None else b""
+            origin = origin_of(event) if origin_of is not None else None
             await turn.take(source)
             kind = event.get("type") if type(event) is dict or isinstance(event, MutableMapping) else None
             self._handling = kind
@@ -206,7 +209,7 @@ class _Consumer:
             except InvalidEvent as error:
                 if error.event is not event:
                     raise
-                await self._refuse(error, source)
+                await self._refuse(error, source, origin)
             self._handling = None
             # Not in a `finally`: after an error this consumer is ending, and must not handle another event.
             turn.give_back()
@@ -226,13 +229,20 @@ class _Consumer:
         """
         raise NotImplementedError
 
-    async def _refuse(self, error: InvalidEvent, source: Receive) -> None:
+    async def _refuse(self, error: InvalidEvent, source: Receive, origin: Origin | None) -> None:
         """Say who sent what is not what its handler's annotation says, and go on; a worker decides for itself."""
         from_client = source is self._client_receive
         name = self._handling.replace(".", "_") if self._handling else "?"
         whence = f"on channel {self.channel_name}"
         if from_client:
             whence = f"on channel {self.scope.get('channel')}" if self._works else "from the client"
+        if origin is not None:
+            error.sender, error.group = origin.node, origin.group
+            to, by = (
+                f" to group {origin.group}" if origin.group else "",
+                f" by node {origin.node}" if origin.node else "",
+            )
+            whence += f", sent{to}{by}," if to or by else ""
         error.args = (
             f"{type(self).__name__}.{name} got an event of type {self._handling!r} {whence} that it does not take: "
             f"{error}",

@@ -17,6 +17,7 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 
+from .. import names
 from ..errors import (
     ChannelFull,
     ConfigurationError,
@@ -29,6 +30,7 @@ from ..errors import (
     UsageError,
 )
 from ..layer import ChannelLayer
+from ..stats import Origin
 from .kit import NotOffered, eventually, promise, refused, together
 from .presence_conformance import PresenceConformance
 
@@ -246,6 +248,23 @@ class LayerConformance(PresenceConformance):
                 await a.send(channel, {"n": number + 1})
         for layer, channel in ((a, near), (b, far)):
             assert [(await self.get(layer, channel))["n"] for _ in range(200)] == list(range(200))
+
+    @promise
+    async def test_where_a_message_came_from(self) -> None:
+        """origin tells which process sent what was just received, and to which group; of other messages it says nothing."""
+        a, b = self.layer(), self.layer()
+        far = await self.member(b, "whence")
+        for sender in (a, b):
+            node = names.channel(await sender.new_channel()).node
+            for send, channel, group in (
+                (sender.send(far, {"n": 1}), far, None),
+                (sender.group_send("whence", {"n": 2}), far, "whence"),
+                (sender.send("queue", {"n": 3}), "queue", None),
+            ):
+                await send
+                message = await self.get(b, channel)
+                assert b.origin(message) == Origin(node, group)
+                assert b.origin(dict(message)) is None
 
     @promise
     async def test_unread_messages_wait(self) -> None:
