@@ -100,11 +100,10 @@ def wait_until(condition: Callable[[], bool], timeout: float = 10) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("kind", ["async", "sync"])
+@pytest.mark.parametrize(("kind", "number"), [("async", signal.SIGTERM), ("sync", signal.SIGINT)])
 def test_a_signal_lets_the_message_in_hand_finish(start, kind, number):
     """The job at work finishes, the next is not begun, the process ends well."""
-    program = start("work", kind, 20, 0.5)
+    program = start("work", kind, 20, 2)  # long enough for the signal to come first
     program.begun()
     program.process.send_signal(number)
     assert program.ended() == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import logging
 import random
 import re
@@ -713,9 +714,14 @@ class LayerConformance(PresenceConformance):
             start = time.monotonic()
             await a.send(channel, {"type": "late"}, delay=0.4)
             await a.send(channel, {"type": "early"})
-            assert await self.get(owner, channel) == {"type": "early"}
-            assert await self.get(owner, channel) == {"type": "late"}
-            assert time.monotonic() - start > 0.35
+            got = []
+            for _ in range(2):
+                got.append((await self.get(owner, channel))["type"])
+                assert "late" not in got or time.monotonic() - start > 0.35
+            assert sorted(got) == [
+                "early",
+                "late",
+            ]  # in this order, unless the machine took so long that both were due
 
     @promise
     async def test_delayed_messages_outlive_their_sender(self) -> None:
@@ -818,7 +824,7 @@ class LayerConformance(PresenceConformance):
             "flush",
             "close",
         ):
-            assert asyncio.iscoroutinefunction(getattr(layer, method))
+            assert inspect.iscoroutinefunction(getattr(layer, method))
 
     # Loops and threads
 
