@@ -116,6 +116,23 @@ def test_tables_hold_medians_ratios_and_sums() -> None:
     assert "| memory | 100 (50x) | 10 (2x) | 1 |" in results.markdown()
 
 
+def test_what_channels_costs_is_measured() -> None:
+    """Each layer brings every message to each of Channels' consumers, or there is no figure."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.dispatch", "nothing", "memory", "--rounds", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    names, figures = zip(
+        *[(line.split()[0], float(line.split()[2])) for line in done.stdout.splitlines()], strict=True
+    )
+    assert names == ("nothing", "memory")
+    assert min(figures) > 0
+
+
 def test_the_command_runs(tmp_path: Path) -> None:
     """``python -m bench`` prints the tables and writes them to the files asked for."""
     files = ["--json", str(tmp_path / "all.json"), "--markdown", str(tmp_path / "all.md"), "--merge"]
