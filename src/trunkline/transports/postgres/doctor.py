@@ -30,6 +30,7 @@ _FIXES = {
     "3D": "CREATE DATABASE …, or name one that exists",
     "53": "raise max_connections, or give fewer to each application: every process of a layer takes 2",
     "57": "wait: the server starts, stops or recovers; the layer waits too",
+    "TL": "sslmode, sslrootcert and the server's ssl settings belong together: docs/postgres.md",
     "": "is it running, at this host and port, and may this machine connect (pg_hba.conf, firewall)?",
 }
 

@@ -14,6 +14,7 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from ...errors import ConfigurationError
 from ...settings import QUOTE, shown_url
@@ -26,6 +27,33 @@ DRIVERS = ("asyncpg", "psycopg")
 #: Called with (pid of the sender, channel, payload).
 Heard = Callable[[int, str, str], None]
 
+#: Our own state beside those of SQL: there is no TLS, or none to be trusted.
+_TLS = "TLS"
+
+#: What the drivers say of TLS, and what to do about it.
+_UNTRUSTED = (
+    (
+        "certificate verify failed|certificate for .* does not match|root certificate file",
+        "sslrootcert is the file of the authority that signed the server's certificate, and with sslmode=verify-full the "
+        "URL names the host as the certificate does",
+    ),
+    (
+        "rejected SSL upgrade|server does not support SSL",
+        "turn ssl on at the server, or write sslmode=prefer to go without where it has none",
+    ),
+    (
+        "`sslmode` parameter|invalid sslmode",
+        "write sslmode=verify-full, verify-ca, require, prefer, allow or disable",
+    ),
+)
+
+#: What we use of asyncpg beside its public interface, and why. Nothing else in this room is private.
+_PRIVATE = {
+    "_process_notification": "its listeners cost a round trip for each channel and a turn of the loop for each notification",
+    "_transport": "a forked child lets go of the socket, which the public interface does not show",
+    "_aborted": "a connection that was let go must not complain when it is collected",
+}
+
 
 class Trouble(Exception):
     """The database cannot be reached, or refuses; ``state`` is its SQLSTATE, empty when it did not say a word."""
@@ -37,7 +65,7 @@ class Trouble(Exception):
     @property
     def lasting(self) -> bool:
         """Whether trying again will not help: wrong password, no such database, missing permission."""
-        return self.state[:2] in ("28", "3D") or self.state in ("42501", "3F000")
+        return self.state[:2] in ("28", "3D") or self.state in ("42501", "3F000", _TLS)
 
 
 class Connection:
@@ -121,10 +149,15 @@ class Connection:
 
 
 def _trouble(error: Exception) -> Trouble:
-    text = str(error).strip() or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ConnectionRefusedError):
         text = "nothing listens there (connection refused)"
-    return Trouble(text, getattr(error, "sqlstate", None) or "")
+    state = getattr(error, "sqlstate", None) or ""
+    if not state:
+        for words, fix in _UNTRUSTED:
+            if re.search(words, text):
+                return Trouble(f"{text.rstrip('.')}: {fix}", _TLS)
+    return Trouble(text, state)
 
 
 def _unreadable(url: str) -> ConfigurationError:
@@ -173,6 +206,10 @@ async def connect(
         Trouble: It did not work.
         ConfigurationError: The URL cannot be understood.
     """
+    for key, value in parse_qsl(urlsplit(url).query):
+        is_file = key in ("sslrootcert", "sslcert", "sslkey", "sslcrl") and value != "system"
+        if is_file and not os.path.exists(value):
+            raise ConfigurationError(f"{key}: there is no file {value!r}")
     make = _connect_asyncpg if driver == "asyncpg" else _connect_psycopg
     try:
         async with asyncio.timeout(timeout):
@@ -192,8 +229,13 @@ async def _connect_asyncpg(
 ) -> Connection:
     import asyncpg
 
+    if missing := [name for name in _PRIVATE if not hasattr(asyncpg.Connection, name)]:
+        raise ConfigurationError(
+            f"asyncpg {asyncpg.__version__} lacks {', '.join(missing)}, which Trunkline needs: install an older one, or "
+            "psycopg and write driver=psycopg"
+        )
+
     class Hearing(asyncpg.Connection):  # type: ignore[misc]
-        # The driver's own way to listeners takes a command and a callback for each channel, and a turn of the loop.
         hear = staticmethod(heard)
 
         def _process_notification(self, pid: int, channel: str, payload: str) -> None:
@@ -203,10 +245,13 @@ async def _connect_asyncpg(
         raw = await asyncpg.connect(
             url, connection_class=Hearing, server_settings={"application_name": label}, timeout=None
         )
-    except ValueError:
+    except (
+        ValueError
+    ) as error:  # asyncpg.ClientConfigurationError and ssl.SSLCertVerificationError are some too
+        trouble = _trouble(error)
+        if trouble.lasting:
+            raise trouble from error
         raise _unreadable(url) from None
-    except asyncpg.ClientConfigurationError as error:
-        raise ConfigurationError(f"{shown_url(url)}: {error}") from None
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise _trouble(error) from error
     return _Asyncpg(raw, heard, lost, deadline)

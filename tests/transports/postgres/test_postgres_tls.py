@@ -1,0 +1,126 @@
+"""TLS, for both drivers, on a PostgreSQL of Debian: the wheel's speaks none. And what is private in a driver."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from certificates import Authority
+from postgres_server import Postgres, installed_binaries, running, sql
+from trunkline.errors import ConfigurationError
+from trunkline.layers import PostgresChannelLayer
+from trunkline.transports.postgres import PostgresTransport, driver
+
+
+class Secured(NamedTuple):
+    server: Postgres
+    authority: str
+    stranger: str
+
+    def url(self, options: str, host: str = "127.0.0.1") -> str:
+        return f"postgresql://postgres@{host}:{self.server.port}/postgres?{options}"
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """A server that insists on TLS, with a certificate for 127.0.0.1."""
+    programs = installed_binaries()
+    if programs is None:
+        text = "no PostgreSQL with TLS on this machine (apt install postgresql)"
+        if "postgres" in os.environ.get("TRUNKLINE_REQUIRE", "").split(","):
+            pytest.fail(text)
+        pytest.skip(text)
+    with running(programs) as server:
+        authority = Authority(server.folder)
+        stranger = Authority(tmp_path_factory.mktemp("stranger"))
+        certificate, key = authority.certificate("server")
+        os.chmod(key, 0o600)
+        rules = server.folder / "pg_hba.conf"
+        rules.write_text("hostssl all all 127.0.0.1/32 trust\n")
+        for path in (certificate, key, rules):
+            os.chown(path, server.folder.stat().st_uid, server.folder.stat().st_gid)
+        server.stop()
+        server.options |= {"ssl": "on", "ssl_cert_file": certificate, "ssl_key_file": key}
+        server.options["hba_file"] = str(rules)
+        server.start()
+        yield Secured(server, authority.path, stranger.path)
+
+
+async def works(url: str, driver: str) -> None:
+    """A group, a specific channel, a queue and presence carry a message each; both connections are encrypted."""
+    async with (
+        PostgresChannelLayer(url, driver=driver) as here,
+        PostgresChannelLayer(url, driver=driver) as there,
+    ):
+        channel = await there.new_channel()
+        await there.group_add("room", channel, presence={}, user="ann")
+        await here.group_send("room", {"type": "to.group", "data": b"x" * 20000})
+        assert (await there.receive(channel))["type"] == "to.group"
+        await here.send(channel, {"type": "to.one"})
+        assert await there.receive(channel) == {"type": "to.one"}
+        await here.send("jobs", {"type": "job"})
+        assert await there.receive("jobs") == {"type": "job"}
+        assert [member.user for member in await here.presence("room")] == ["ann"]
+        connections = await sockets(url)
+        assert len(connections) >= 4
+        assert all(connections)
+
+
+async def sockets(url: str) -> list[bool]:
+    query = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name LIKE 'trunkline %'"
+    return [row[0] for row in await sql(url, query)]
+
+
+async def refused(url: str, match: str, driver: str) -> None:
+    """The first call tells at once what is wrong, and so does the doctor."""
+    layer = PostgresChannelLayer(url, driver=driver)
+    with pytest.raises(ConfigurationError, match=match):
+        await layer.send("jobs", {"type": "job"})
+    await layer.close()
+    (found,) = await PostgresTransport.examine(url, driver=driver)
+    assert found.level == "error"
+    assert found.fix
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_tls(secured: Secured, driver: str) -> None:
+    """Whom we trust is let in; another certificate, another name, and talking in the clear, is refused with what to do."""
+    await works(secured.url(f"sslmode=verify-full&sslrootcert={secured.authority}"), driver)
+    strict = f"sslmode=verify-full&sslrootcert={secured.authority}"
+    await refused(secured.url(strict, "localhost"), "(?s)localhost.*sslrootcert is the file", driver)
+    await refused(
+        secured.url(f"sslmode=verify-full&sslrootcert={secured.stranger}"), "sslrootcert is the file", driver
+    )
+    await refused(
+        secured.url("sslmode=verify-ca&sslrootcert=/nowhere"), "there is no file '/nowhere'", driver
+    )
+    await refused(secured.url("sslmode=disable"), "no encryption", driver)
+    await refused(secured.url("sslmode=full"), "write sslmode=verify-full, verify-ca", driver)
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_server_without_tls(postgres: Postgres, driver: str) -> None:
+    """Nothing is sent in the clear where TLS was asked for."""
+    await refused(f"{postgres.url}?sslmode=require", "turn ssl on at the server", driver)
+
+
+def test_what_is_private_in_asyncpg_is_there() -> None:
+    """If this fails, the newest asyncpg has changed: read why each of these is used, in driver.py, and find another way."""
+    import asyncpg
+
+    assert [name for name in driver._PRIVATE if not hasattr(asyncpg.Connection, name)] == []
+    room = Path(driver.__file__).read_text()
+    start, end = room.index("async def _connect_asyncpg"), room.index("async def _connect_psycopg")
+    used = set(re.findall(r"(?:def |_raw\.)(_[a-z]\w*)", room[start:end])) & set(dir(asyncpg.Connection))
+    assert used == driver._PRIVATE.keys()
+
+
+async def test_an_asyncpg_that_lacks_it_is_told(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of a layer that hears nothing."""
+    monkeypatch.setitem(driver._PRIVATE, "_is_gone", "for the test")
+    await refused(postgres.url, "asyncpg .* lacks _is_gone.*driver=psycopg", "asyncpg")
