@@ -78,7 +78,7 @@ class ChannelLayer:
             if "history" not in self._first.features:
                 raise ConfigurationError(
                     f"history= needs a transport that can remember, and {type(self._first).__name__} cannot: "
-                    "the memory, embedded, Redis and PostgreSQL layers can"
+                    "the layers of trunkline.layers can"
                 )
             self.extensions = [*self.extensions, "history"]
         if "records" in self._first.features:

@@ -196,7 +196,7 @@ class NatsChannelLayer(ChannelLayer):
             ``nats://localhost:4222``.
         prefix: What all subjects and streams begin with: layers with different prefixes never meet.
         recover: Keep a log of group messages in JetStream, so that a process that was cut off gets what it missed.
-        storage: Where JetStream keeps queues and that log: "file" or "memory".
+        storage: Where JetStream keeps queues, histories and that log: "file" or "memory".
         replicas: Servers of a cluster that keep them. None: three where there are as many.
         connect_timeout: Seconds that the first call goes on trying to connect while no server answers.
         deadline: Seconds that a server may owe an answer before its connection is dropped.

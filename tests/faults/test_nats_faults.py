@@ -220,3 +220,35 @@ async def test_a_queue_survives_a_killed_server(server: NatsServer) -> None:
             for each in readers:
                 each.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
+
+
+async def test_a_history_survives_its_server(server: NatsServer) -> None:
+    """Two nodes append while the server is killed twice: every place is given once, to the frame that is there."""
+    prefix = unique()
+    async with Node(server.url, prefix) as a, Node(server.url, prefix) as b:
+        placed: dict[int, bytes] = {}
+        before: dict[int, str] = {}
+        stop = False
+
+        async def append(node: Node, name: str) -> None:
+            count = 0
+            while not stop:
+                count += 1
+                mark = f"{name}{count}"
+                place, last = await node.transport.remember("topic", mark.encode(), mark, 100_000, TTL)
+                assert place not in placed
+                placed[place], before[place] = mark.encode(), last
+
+        appending = [asyncio.ensure_future(append(node, name)) for node, name in ((a, "a"), (b, "b"))]
+        for _ in range(2):
+            count = len(placed)
+            await eventually(lambda count=count: len(placed) > count + 50)
+            await in_thread(server.restart)
+        count = len(placed)
+        await eventually(lambda: len(placed) > count + 50)
+        stop = True
+        await asyncio.gather(*appending)
+        line = await b.transport.recall("topic", 1, 100_000)
+        assert line == sorted(placed.items())
+        assert [place for place, _ in line] == list(range(1, len(line) + 1))
+        assert [before[place] for place, _ in line] == ["", *[frame.decode() for _, frame in line[:-1]]]

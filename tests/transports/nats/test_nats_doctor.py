@@ -96,7 +96,7 @@ async def test_an_absent_server() -> None:
 async def test_powers_that_it_does_not_have(nats: NatsServer) -> None:
     """They are not among the extensions, and who asks for one is told."""
     async with NatsChannelLayer(nats.url) as layer:
-        assert not {"leases", "history", "presence"} & set(layer.extensions)
+        assert not {"leases", "presence"} & set(layer.extensions)
         channel = await layer.new_channel()
         with pytest.raises(ConfigurationError, match="NatsTransport does not"):
             await layer.group_add("room", channel, presence={"name": "ada"})
@@ -140,7 +140,6 @@ def test_wrong_urls(url: str, fix: str) -> None:
         ({"prefix": ""}, "prefix"),
         ({"recover": "maybe"}, "recover is true or false"),
         ({"on_reconnect": 5}, "on_reconnect is a callable"),
-        ({"history": {"room": {"size": 10, "seconds": 60}}}, "NatsTransport cannot"),
     ],
 )
 def test_wrong_settings(wrong: dict[str, Any], fix: str) -> None:

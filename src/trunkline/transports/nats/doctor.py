@@ -120,7 +120,7 @@ def _is_local(server: str) -> bool:
 
 
 async def _jetstream(link: Link, recover: bool) -> list[Finding]:
-    need = "queues (channels without a process of their own), groups of them" + (
+    need = "queues (channels without a process of their own), groups of them, histories" + (
         " and recover" if recover else ""
     )
     try:

@@ -52,6 +52,8 @@ _ANSWER = struct.Struct(">QB")
 _OK, _FULL, _HERE = 0, 1, 2
 
 Answer = tuple[bytes, bytes]
+#: What is done with an entry of a stream: its subject, its payload, when it was stored in ms, its number.
+Entry = Callable[[bytes, bytes, int, int], None]
 
 
 class Op(Sent):
@@ -201,6 +203,7 @@ class Link:
         self._one_reading = asyncio.Lock()
         self._read_page: asyncio.Future[int] | None = None
         self._read_count = self._read_left = 0
+        self._reader: Entry = self._logged
         self._behind: list[asyncio.Future[None]] = []
 
     # -- life
@@ -925,17 +928,28 @@ class Link:
         if len(filters) > _NAMED:
             filters = [self.subjects.all_topics]
         since = datetime.fromtimestamp(min(since for _, since in wanted) / 1000, UTC)
-        await self.read_stream(self.subjects.topics_stream, filters, since)
+        await self.read_stream(self.subjects.topics_stream, filters, self._logged, since)
+
+    def _logged(self, subject: bytes, payload: bytes, ms: int, number: int) -> None:
+        if subject in self._topics:
+            self.receiver.read(subject, (ms, number), payload)
 
     async def read_stream(
-        self, stream: str, filters: list[str], since: datetime | None, *, now: bool = False
+        self,
+        stream: str,
+        filters: list[str],
+        entry: Entry,
+        since: datetime | None = None,
+        *,
+        now: bool = False,
     ) -> None:
-        """Read what a stream holds; it goes to whom it would have gone.
+        """Read what a stream holds, from a time on.
 
         Raises:
             TransportUnavailable: It cannot be read at the moment.
         """
         async with self._one_reading:
+            self._reader = entry
             await self._read_stream(stream, filters, since, now)
 
     async def _read_stream(self, stream: str, filters: list[str], since: datetime | None, now: bool) -> None:
@@ -966,6 +980,7 @@ class Link:
             self.say(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}".encode(), ask, self.subjects.log)
             async with asyncio.timeout(self.deadline):
                 left = await self._read_page
+        self.say(f"$JS.API.CONSUMER.DELETE.{stream}.{name}".encode(), b"")
 
     def _entry(self, subject: bytes, reply: bytes, payload: bytes, header: bytes) -> None:
         """One entry of a stream that is being read, or that there are no more."""
@@ -980,10 +995,7 @@ class Link:
         number, stamp, left = (
             (words[5], words[7], words[8]) if len(words) == 9 else (words[7], words[9], words[10])
         )
-        if subject in self._topics:
-            self.receiver.read(subject, (int(stamp) // 1_000_000, int(number)), payload)
-        else:
-            self._control(subject, payload)
+        self._reader(subject, payload, int(stamp) // 1_000_000, int(number))
         self._read_count -= 1
         self._read_left = int(left)
         if self._read_count == 0 or left == b"0":

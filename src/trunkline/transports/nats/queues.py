@@ -20,13 +20,14 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from ...errors import ChannelFull, ConfigurationError, LayerClosed, TransportUnavailable
 from .link import Answer, Link
 from .wire import unavailable
 
-__all__ = ["Queues"]
+__all__ = ["Queues", "make_stream", "stamp"]
 
 log = logging.getLogger("trunkline.nats")
 
@@ -555,3 +556,12 @@ async def make_stream(link: Link, config: dict[str, Any], ttl: float, *, now: bo
         if link.loop.time() > until:
             raise unavailable(link.access, f"JetStream: {text}")
         await asyncio.sleep(0.1)
+
+
+def stamp(text: str) -> float:
+    """A server's time, in seconds."""
+    head, dot, rest = text.rstrip("Z").partition(
+        "."
+    )  # of nanoseconds, which the standard library does not read
+    text = f"{head}.{rest[:6].ljust(6, '0')}+00:00" if dot else f"{head}+00:00"
+    return datetime.fromisoformat(text).timestamp()

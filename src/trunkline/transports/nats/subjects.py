@@ -21,7 +21,8 @@ class Subjects:
 
     ``t`` topics, ``n`` posts to a node, ``r`` answers to a node, ``d`` and ``l`` what JetStream
     delivers to a node, ``q`` queues,
-    ``b`` bindings, ``c`` what concerns every node, ``s`` what a server of a cluster is asked, ``a`` what it answers a node.
+    ``b`` bindings, ``c`` what concerns every node, ``s`` what a server of a cluster is asked, ``a`` what it answers a node,
+    ``h`` histories.
     """
 
     def __init__(self, prefix: str, node: str = "") -> None:
@@ -37,10 +38,14 @@ class Subjects:
         self.all_topics = f"{self.root}.t.>"
         self.topics_stream = f"{self.root}_topics"
         self.queues_stream = f"{self.root}_queues"
+        self.history_stream = f"{self.root}_history"
         self.bindings_stream = f"{self.root}_bindings"
 
     def topic(self, topic: str) -> bytes:
         return f"{self.root}.t.{token(topic)}".encode()
+
+    def history(self, topic: str) -> str:
+        return f"{self.root}.h.{token(topic)}"
 
     def node(self, node: str) -> bytes:
         return f"{self.root}.n.{token(node)}".encode()

@@ -8,8 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from urllib.parse import parse_qsl, urlunsplit
 
 from ...errors import ConfigurationError, LayerClosed, TransportUnavailable
@@ -17,8 +16,9 @@ from ...logs import hook
 from ...settings import split_url
 from ...transport import Arrivals, Finding, Server, Transport
 from .doctor import examine
+from .history import History
 from .link import Link
-from .queues import Queues, make_stream
+from .queues import Queues, make_stream, stamp
 from .servers import access
 from .subjects import Subjects
 
@@ -37,7 +37,7 @@ class NatsTransport(Transport):
         prefix: What all subjects and streams begin with: two prefixes never meet.
         expiry: Seconds that frames are of interest; logs reach back a little longer.
         recover: Keep a log of what is published, so that a node that was cut off gets what it missed. Needs JetStream.
-        storage: Where JetStream keeps queues and the log: "file" or "memory".
+        storage: Where JetStream keeps queues, histories and the log: "file" or "memory".
         replicas: Servers of a cluster that keep them. None: three where there are as many.
         connect_timeout: Seconds that ``open`` goes on trying while no server answers.
         deadline: Seconds that a server may owe an answer before its connection is dropped.
@@ -52,6 +52,8 @@ class NatsTransport(Transport):
     Raises:
         ConfigurationError: A setting is wrong.
     """
+
+    features: ClassVar[frozenset[str]] = frozenset({"history"})
 
     def __init__(
         self,
@@ -98,6 +100,7 @@ class NatsTransport(Transport):
         self._subjects = Subjects(prefix)
         self._link: Link | None = None
         self._queues: Queues | None = None
+        self._history: History | None = None
         #: Topic -> queue -> (capacity, deadline).
         self._bound: dict[str, dict[str, tuple[int, float]]] = {}
         #: The same while it is read anew.
@@ -148,6 +151,7 @@ class NatsTransport(Transport):
         )
         queues = Queues(link, storage=self._storage, replicas=self._replicas, expiry=self._expiry)
         self._link, self._queues = link, queues
+        self._history = History(link, self._storage, self._replicas)
         try:
             await link.open(self._connect_timeout)
         except BaseException:
@@ -175,14 +179,15 @@ class NatsTransport(Transport):
         self._jetstream = True
         if "ts" in made:
             took = time.monotonic() - asked
-            link.set_clock(datetime.fromisoformat(_micro(made["ts"])).timestamp(), max(took, 0.05))
+            link.set_clock(stamp(made["ts"]), max(took, 0.05))
         if first and link.clustered and self._queues is not None:
             await self._queues.ensure(self._deadline, now=True)  # while the cluster has all its servers
         self._loading = {}
         try:
             if made.get("state", {}).get("messages"):
                 everything = [f"{self._subjects.root}.b.>"]
-                await link.read_stream(self._subjects.bindings_stream, everything, None, now=first)
+                stream = self._subjects.bindings_stream
+                await link.read_stream(stream, everything, self._told_before, now=first)
             self._bound = self._loading
         finally:
             self._loading = None
@@ -303,11 +308,16 @@ class NatsTransport(Transport):
             await make_stream(link, config, self._deadline)
             await link.request(subject, told)
 
+    def _told_before(self, subject: bytes, payload: bytes, ms: int, number: int) -> None:
+        self._told(subject, payload)
+
     def _told(self, subject: bytes, payload: bytes) -> None:
         if payload == b"flush":
             self._bound.clear()
             if self._queues is not None:
                 self._queues.forget()
+            if self._history is not None:
+                self._history.forget()
             return
         try:
             topic, queue, capacity, until = json.loads(payload)
@@ -322,19 +332,31 @@ class NatsTransport(Transport):
             if not queues:
                 bound.pop(topic, None)
 
+    # -- history
+
+    def _remembered(self) -> History:
+        if self._link is None or self._history is None:
+            raise LayerClosed("the transport is not open")
+        return self._history
+
+    async def remember(
+        self, topic: str, frame: bytes, mark: str, size: int, seconds: float
+    ) -> tuple[int, str]:
+        return await self._remembered().remember(topic, frame, mark, size, seconds)
+
+    async def recall(self, topic: str, first: int | None, count: int) -> list[tuple[int, bytes]]:
+        return await self._remembered().recall(topic, first, count)
+
+    # -- all
+
     async def flush(self) -> None:
         link = self._live()
         if self._jetstream:
             await self._shared().flush()
+            await self._remembered().flush()
             await link.api(f"STREAM.PURGE.{self._subjects.bindings_stream}", {})
         link.say(self._subjects.control, b"flush")
         await link.round_trip(self._deadline)
-
-
-def _micro(stamp: str) -> str:
-    """A time with nanoseconds, as the standard library reads it."""
-    head, dot, rest = stamp.rstrip("Z").partition(".")
-    return f"{head}.{rest[:6].ljust(6, '0')}+00:00" if dot else f"{head}+00:00"
 
 
 def _positive(name: str, value: Any) -> float:
