@@ -14,16 +14,11 @@ __all__ = ["Cluster", "Node"]
 SLOTS = 16384
 
 
-def _port_and_bus() -> tuple[int, int]:
-    """Two free ports; the bus has its own, for the default (10000 above) may not exist."""
-    return free_port(55535), free_port(55535)
-
-
 class Node(Server):
     """One node of a cluster."""
 
     def __init__(self, kind: str, directory: Path, **options: str) -> None:
-        port, bus = _port_and_bus()
+        port, bus = free_port(), free_port()  # the bus has its own: the default, 10000 above, may be taken
         super().__init__(
             kind,
             directory,
@@ -189,9 +184,15 @@ class Cluster:
 
     def move_keys(self, slot: int, source: Node, target: Node) -> None:
         """Move what is in a slot that is between two masters."""
-        auth = ("AUTH", password) if (password := self.options.get("requirepass")) else ()
         while keys := source.call("CLUSTER", "GETKEYSINSLOT", slot, 100):
-            source.call("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, *auth, "KEYS", *keys)
+            self.move(keys, source, target)
+
+    def move(self, keys: list[bytes], source: Node, target: Node) -> None:
+        """Move some of them."""
+        auth = ("AUTH", password) if (password := self.options.get("requirepass")) else ()
+        reply = source.call("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, *auth, "KEYS", *keys)
+        if reply not in (b"OK", b"NOKEY"):
+            raise RuntimeError(f"MIGRATE {keys}: {reply}")
 
     def end_migration(self, slot: int, source: Node, target: Node) -> None:
         """Give the slot to its new master, and tell all."""

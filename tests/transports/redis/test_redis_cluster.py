@@ -248,6 +248,34 @@ async def test_a_slot_that_stays_between_two_masters(cluster: Cluster) -> None:
     await asyncio.to_thread(cluster.migrate, number, source)
 
 
+@pytest.mark.parametrize("order", ["tb", "bt"])
+async def test_a_log_and_its_bindings_at_different_masters(cluster: Cluster, order: str) -> None:
+    """Amid a migration the one has moved and the other not: bound queues miss nothing, and the migration goes on."""
+    number = slot(partition("half"))
+    target = next(node for node in cluster.masters() if node is not cluster.owner(number))
+    prefix = unique()
+    async with Member([cluster.url], prefix) as a, asyncio.timeout(60):
+
+        async def reaches(frame: bytes) -> None:
+            await a.transport.publish("half", frame, TTL)
+            assert await a.transport.pull("jobs") == frame
+
+        await a.transport.bind("half", "jobs", 10, TTL)
+        await reaches(b"before")
+        source = await asyncio.to_thread(cluster.begin_to_migrate, number, target)
+        for kind in order:
+            await reaches(b"between")
+            keys = source.call("CLUSTER", "GETKEYSINSLOT", number, 100)
+            ours = [key for key in keys if key.startswith(prefix.encode())]
+            wanted = [key for key in ours if key.endswith(b"}%b:half" % kind.encode())]
+            assert len(wanted) == 1, keys
+            await asyncio.to_thread(cluster.move, wanted, source, target)
+        await reaches(b"nearly there")
+        await asyncio.to_thread(cluster.end_migration, number, source, target)
+        await reaches(b"after")
+    await asyncio.to_thread(cluster.migrate, number, source)
+
+
 # Shares
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...continuity import VOID, Sent
 from ...errors import ChannelFull, TransportUnavailable
-from .connection import LARGE, pack, pack_large
+from .connection import LARGE, ReplyError, pack, pack_large
 from .scripts import POST, PUSH, REMEMBER, Script
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Op(Sent):
 class Publish(Op):
     """Append to the topic's log, push to whoever listens, and learn which queues are bound to it."""
 
-    __slots__ = ("bindings", "retention")
+    __slots__ = ("bindings", "retention", "seen")
 
     def __init__(
         self, outbox: Outbox, topic: bytes, body: bytes, ttl: float, retention: float, bindings: bytes
@@ -82,6 +82,8 @@ class Publish(Op):
         super().__init__(outbox, topic, body, ttl)
         self.retention = retention
         self.bindings = bindings
+        #: Bindings that were found where the log is no more.
+        self.seen: list[bytes] = []
 
     def commands(self) -> bytes | list[bytes]:
         outbox, topic = self.outbox, self.topic
@@ -97,8 +99,31 @@ class Publish(Op):
             return b"".join((pack(*append), pack(*push), *packed))
         return [*pack_large(*append), *pack_large(*push), *packed]
 
-    def conclude(self, replies: list[Any]) -> Any:
-        return replies[-1]
+    def conclude(self, replies: list[Any]) -> list[bytes] | None:
+        """The bindings; None: they are at another master, and to be asked for by themselves."""
+        found: list[bytes] | None = replies[-1]
+        return found if found is None else found or self.seen
+
+    def answered(self, replies: list[Any]) -> None:
+        if isinstance(replies[0], ReplyError) or isinstance(replies[-1], ReplyError):
+            self._apart(replies)
+        self.outbox.answered(self, replies)
+
+    def short(self, replies: list[Any], error: TransportUnavailable) -> None:
+        if isinstance(replies[0], ReplyError) or isinstance(replies[-1], ReplyError):
+            self._apart(replies)
+        self.outbox.short(self, replies, error)
+
+    def _apart(self, replies: list[Any]) -> None:
+        """While a slot is on its way to another master, the log may be here and the bindings there, or the reverse.
+
+        All of it sent there would make a second log, for which the migration would stop.
+        """
+        *log, found = replies
+        if not isinstance(found, ReplyError):
+            self.seen = found
+        elif str(found).startswith("ASK") and not any(isinstance(reply, ReplyError) for reply in log):
+            replies[-1] = None
 
 
 class ScriptOp(Op):

@@ -291,14 +291,18 @@ class RedisTransport(Transport):
         retention = max(ttl, self._expiry)
         op = Publish(link.outbox, names.topic(topic), frame, ttl, retention, names.bindings(topic))
         link.outbox.submit(op)
-        fields: list[bytes] = await op.future
+        fields: list[bytes] | None = await op.future
+        if fields is None:
+            look = PlainOp(link.outbox, "HGETALL", op.bindings, ttl=ttl)
+            link.outbox.submit(look)
+            fields = await look.future
         if link.inflow.receiver.recovering:
             await link.inflow.caught_up(names.topic(topic))
         for other in self._read(topic):
             if other is not link:
                 fetch = PlainOp(other.outbox, "HGETALL", other.names.bindings(topic), ttl=ttl)
                 other.outbox.submit(fetch)
-                fields = [*fields, *await fetch.future]
+                fields = [*(fields or []), *await fetch.future]
         return await self._push_bound(link, frame, ttl, fields) if fields else ()
 
     async def _push_bound(self, link: Link, frame: bytes, ttl: float, fields: list[bytes]) -> list[str]:
