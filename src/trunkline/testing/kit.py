@@ -23,8 +23,8 @@ T = TypeVar("T")
 DEADLINE = 60.0
 
 
-async def eventually(condition: Callable[[], object], timeout: float = 5.0, what: str = "") -> None:
-    """Wait until a condition holds; fail after ``timeout`` seconds."""
+async def eventually(condition: Callable[[], object], timeout: float = 20.0, what: str = "") -> None:
+    """Wait until a condition holds; fail after ``timeout`` seconds, which a busy machine may need."""
     deadline = asyncio.get_running_loop().time() + timeout
     while not condition():
         if asyncio.get_running_loop().time() > deadline:

@@ -387,6 +387,8 @@ class LayerConformance(PresenceConformance):
         for number in range(20):
             await a.group_send("flood", {"n": number})
         await a.send(channel, {"n": "direct"})
+        # Whoever takes earlier makes room for what is still on its way.
+        await eventually(lambda: (b.stats().missed, b.stats().waiting) == (15, 6))
         assert [(await self.get(b, channel))["n"] for _ in range(6)] == [0, 1, 2, 3, 4, "direct"]
 
     @promise
@@ -415,15 +417,16 @@ class LayerConformance(PresenceConformance):
     @promise
     async def test_stale_messages(self) -> None:
         """After expiry a message is not delivered and takes no room: channels, normal channels, groups."""
-        a, b = self.layer(expiry=0.2, capacity=3), self.layer(expiry=0.2, capacity=3)
+        a, b = self.layer(expiry=0.8, capacity=3), self.layer(expiry=0.8, capacity=3)
         near, far = await self.member(a, "stale"), await self.member(b, "stale")
         for channel in (near, far, "queue"):
             for _ in range(3):
                 await a.send(channel, {"type": "old"})
         await a.group_send("stale", {"type": "old"})
-        await asyncio.sleep(0.4)
-        for layer, channel in ((a, near), (b, far), (b, "queue")):
-            await self._until_accepted(a, channel, {"type": "new"})
+        await asyncio.sleep(1.0)
+        patient = self.layer(capacity=3)  # what it sends to others has time to arrive
+        for sender, layer, channel in ((a, a, near), (patient, b, far), (patient, b, "queue")):
+            await self._until_accepted(sender, channel, {"type": "new"})
             assert await self.get(layer, channel) == {"type": "new"}
         assert a.stats().expired + b.stats().expired >= 6
 
@@ -709,19 +712,23 @@ class LayerConformance(PresenceConformance):
     async def test_delayed_messages_wait(self) -> None:
         """A delayed message is received when it is due, not before: own channel, another process's, normal channel."""
         a, b = self.lessor(), self.layer()
-        near, far = await a.new_channel(), await b.new_channel()
-        for owner, channel in ((a, near), (b, far), (b, "queue")):
-            start = time.monotonic()
-            await a.send(channel, {"type": "late"}, delay=0.4)
-            await a.send(channel, {"type": "early"})
-            got = []
+        owners = {await a.new_channel(): a, await b.new_channel(): b, "queue": b}
+        start = time.monotonic()
+        await together(*(a.send(channel, {"type": "late"}, delay=0.8) for channel in owners))
+        await together(*(a.send(channel, {"type": "early"}) for channel in owners))
+        in_time = time.monotonic() - start < 0.7
+
+        async def receive(channel: str) -> None:
+            kinds = []
             for _ in range(2):
-                got.append((await self.get(owner, channel))["type"])
-                assert "late" not in got or time.monotonic() - start > 0.35
-            assert sorted(got) == [
-                "early",
-                "late",
-            ]  # in this order, unless the machine took so long that both were due
+                kinds.append((await self.get(owners[channel], channel))["type"])
+                assert kinds[-1] == "early" or time.monotonic() - start > 0.7
+            assert sorted(kinds) == ["early", "late"]
+            assert (
+                kinds[0] == "early" or not in_time
+            )  # a machine that stood still may send both when one is due
+
+        await together(*map(receive, owners))
 
     @promise
     async def test_delayed_messages_outlive_their_sender(self) -> None:
@@ -771,20 +778,21 @@ class LayerConformance(PresenceConformance):
         a, b, c = self.lessor(), self.layer(), self.layer()
         for number in range(3):
             await a.send("queue", {"n": number})
-        first = await b.lease("queue", 0.5)
+        first = await b.lease("queue")
         assert (first.message, first.tries) == ({"n": 0}, 1)
+        assert await first.ack()
+        assert not await first.ack()
         second = await b.lease("queue")
-        assert await second.ack()
-        assert not await second.ack()
-        third = await b.lease("queue")
-        assert await third.retry()
+        assert await second.retry()
         async with asyncio.timeout(20):
             again = await c.lease("queue")
-        assert (again.message, again.tries) == ({"n": 2}, 2)
+        assert (again.message, again.tries) == ({"n": 1}, 2)
+        third = await b.lease("queue", 0.5)
+        assert (third.message, third.tries) == ({"n": 2}, 1)
         await b.close()
         async with asyncio.timeout(20):
             back = await c.lease("queue")
-        assert (back.message, back.tries) == ({"n": 0}, 2)
+        assert (back.message, back.tries) == ({"n": 2}, 2)
         assert await back.extend(30)
         assert await back.ack()
         assert await again.ack()
@@ -794,13 +802,13 @@ class LayerConformance(PresenceConformance):
     @promise
     async def test_stale_messages_are_not_leased(self) -> None:
         """What nobody has taken for expiry seconds is not leased; what comes back can be leased for as long anew."""
-        a = self.lessor(expiry=0.4)
+        a = self.lessor(expiry=0.8)
         await a.send("queue", {"type": "stale"})
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.0)
         await a.send("queue", {"type": "live"})
         lease = await a.lease("queue")
         assert lease.message == {"type": "live"}
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.0)
         assert await lease.retry()
         async with asyncio.timeout(10):
             assert (await a.lease("queue")).message == {"type": "live"}

@@ -46,7 +46,7 @@ class TcpProxy:
             self._loop.create_server(lambda: _Near(self), sock=listening), self._loop
         )
         self._server = started.result(5)
-        link.changed.append(lambda: self._loop.call_soon_threadsafe(self._obey))
+        link.changed.append(lambda: self._loop.call_soon_threadsafe(self._obey, link.down, link.silent))
         link.closing.append(self.close)
 
     @property
@@ -54,8 +54,8 @@ class TcpProxy:
         """Whether nothing passes, and nobody is told."""
         return self._link.down and self._link.silent
 
-    def _obey(self) -> None:
-        if self._link.down != self._link.silent:  # a cut, or the end of a silent one
+    def _obey(self, down: bool, silent: bool) -> None:
+        if down != silent:  # a cut, or the end of a silent one
             for transport in list(self._open):
                 if isinstance(transport, asyncio.Transport):
                     transport.abort()
@@ -109,17 +109,23 @@ class _Near(asyncio.Protocol):
             far.write(data)
 
     def data_received(self, data: bytes) -> None:
-        if not self._proxy.deaf:
-            self.after_delay(lambda: self._far.write(data) if self._far else self._early.append(data))
+        self.carry(lambda: self._far.write(data) if self._far else self._early.append(data))
 
-    def after_delay(self, send: Callable[[], object]) -> None:
+    def carry(self, send: Callable[[], object]) -> None:
         delay, loop = self._proxy._link.delay, self._proxy._loop
         if delay or self._last > loop.time():
             # What comes later never overtakes, also where the road has become quicker.
             self._last = max(loop.time() + delay, self._last + 1e-6)
-            loop.call_at(self._last, send)
+            loop.call_at(self._last, self._arrive, send)
         else:
+            self._arrive(send)
+
+    def _arrive(self, send: Callable[[], object]) -> None:
+        # The link is cut in another thread, from that moment on: before this loop comes to breaking the connections.
+        if not self._proxy._link.down:
             send()
+        elif not self._proxy.deaf and isinstance(self.transport, asyncio.Transport):
+            self.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._proxy._open.discard(self.transport)
@@ -138,8 +144,8 @@ class _Far(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         near = self._near.transport
-        if isinstance(near, asyncio.Transport) and not self._near._proxy.deaf:
-            self._near.after_delay(lambda: near.write(data))
+        if isinstance(near, asyncio.Transport):
+            self._near.carry(lambda: near.write(data))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._near._proxy._open.discard(self._transport)
