@@ -6,10 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from nats_servers import binary
 from postgres_server import binaries
 from servers import servers
+
+# What an example takes says how busy the machine is, not whether the claim holds.
+hypothesis_settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("untimed")
 
 #: Folders whose files take longest, which begin first: what begins last should not be what is waited for.
 _LONGEST = ("faults", "processes", "cli", "docs", "transports", "redis", "browser", "frameworks", "django")

@@ -6,9 +6,11 @@ this machine has: Debian's ``redis-server``, and the ``valkey-server`` inside th
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
@@ -36,14 +38,26 @@ def servers() -> dict[str, str]:
     return found
 
 
-def free_port(most: int = 65535) -> int:
-    """A port nobody uses at the moment, not above ``most``."""
+#: Each port is marked as this process's by the UDP socket of the same number.
+_taken: list[socket.socket] = []
+atexit.register(lambda: [sock.close() for sock in _taken])
+
+
+def free_port() -> int:
+    """A port for a server of this process: nobody uses it, and nobody else will, also while the server is down."""
     while True:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port: int = sock.getsockname()[1]
-        if port <= most:
-            return port
+        port = random.SystemRandom().randrange(10_000, 22_000)  # the kernel hands out others
+        mark = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            mark.bind(("127.0.0.1", port))
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(("127.0.0.1", port))
+        except OSError:
+            mark.close()
+            continue
+        _taken.append(mark)
+        return port
 
 
 class Server:
@@ -53,9 +67,7 @@ class Server:
         self.kind = kind
         self.directory = directory
         self._any_port = not port
-        # The nodes of a cluster also listen on the port 10,000 above.
-        self._most = 55535 if "cluster_enabled" in options else 65535
-        self.port = port or free_port(self._most)
+        self.port = port or free_port()
         self.options = {"save": "", "appendonly": "no", "appendfsync": "no", "loglevel": "warning", **options}
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -64,7 +76,7 @@ class Server:
         except RuntimeError:
             if not self._any_port:
                 raise
-            self.port = free_port(self._most)  # somebody else took the first one in the meantime
+            self.port = free_port()  # somebody else took the first one in the meantime
             self.start()
 
     @property

@@ -227,7 +227,7 @@ def test_what_is_sent_is_listened_to(shell: Shell) -> None:
         {"type": "n", "n": number, "text": "Zürich"} for number in range(2)
     ]
     assert "Zürich" in done.out
-    rest = shell("listen", "queue", "--timeout", "0.3")
+    rest = shell("listen", "queue", "--timeout", "1")
     assert (rest.code, json.loads(rest.out)["n"]) == (0, 2)
     empty = shell("listen", "queue", "--timeout", "0.1")
     assert (empty.code, empty.out) == (1, "")

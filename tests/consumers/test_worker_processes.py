@@ -100,14 +100,18 @@ def wait_until(condition: Callable[[], bool], timeout: float = 10) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("kind", "number"), [("async", signal.SIGTERM), ("sync", signal.SIGINT)])
-def test_a_signal_lets_the_message_in_hand_finish(start, kind, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("kind", ["async", "sync"])
+def test_a_signal_lets_the_message_in_hand_finish(start, tmp_path, kind, number):
     """The job at work finishes, the next is not begun, the process ends well."""
-    program = start("work", kind, 20, 2)  # long enough for the signal to come first
+    gate = tmp_path / "gate"
+    program = start("gated", kind, gate)
     program.begun()
     program.process.send_signal(number)
+    program.until(lambda line: line == "stopping")
+    gate.touch()
     assert program.ended() == 0
-    assert [line.split(" in ")[0] for line in program.lines] == ["begun 0", "finished 0", "ended"]
+    assert [line.split(" in ")[0] for line in program.lines] == ["begun 0", "stopping", "finished 0", "ended"]
 
 
 async def test_what_a_stopped_worker_did_not_take_stays_for_others(start, tmp_path):

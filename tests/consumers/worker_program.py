@@ -20,10 +20,17 @@ def tell(text: str) -> None:
     os.write(1, f"{text}\n".encode())  # in one piece: several processes write to the same pipe
 
 
+def closed(event: dict[str, Any]) -> bool:
+    """Whether the job's gate, a file, is not there yet."""
+    return "gate" in event and not os.path.exists(event["gate"])
+
+
 class Jobs(AsyncConsumer):
     async def job_work(self, event: dict[str, Any]) -> None:
         tell(f"begun {event['n']} in {os.getpid()}")
         await asyncio.sleep(event["seconds"])
+        while closed(event):
+            await asyncio.sleep(0.01)
         tell(f"finished {event['n']}")
 
 
@@ -31,6 +38,8 @@ class SyncJobs(SyncConsumer):
     def job_work(self, event: dict[str, Any]) -> None:
         tell(f"begun {event['n']} in {os.getpid()}")
         time.sleep(event["seconds"])
+        while closed(event):
+            time.sleep(0.01)
         tell(f"finished {event['n']}")
 
 
@@ -61,18 +70,28 @@ async def testament(url: str, delay: float) -> None:
     """Send a delayed message and die of SIGKILL."""
     configure(url)
     layer = get_channel_layer()
+    began = time.time()
     await layer.send("jobs", {"type": "job.work", "n": 7, "seconds": 0}, delay=delay)
-    tell("sent")
+    tell(f"sent {began}")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def work(kind: str, grace: float, seconds: float) -> None:
+class Telling(Worker):
+    """Says when it was told to stop."""
+
+    def stop(self) -> None:
+        if not self._stop.is_set():
+            tell("stopping")
+        super().stop()
+
+
+async def work(kind: str, grace: float, seconds: float, **gate: str) -> None:
     configure("memory://")
     layer = get_channel_layer()
     for n in range(2):
-        await layer.send("jobs", {"type": "job.work", "n": n, "seconds": seconds})
-    jobs = SyncJobs if kind == "sync" else Jobs
-    await Worker(jobs.as_asgi(), layer, ["jobs", "idle"], grace=grace).run()
+        await layer.send("jobs", {"type": "job.work", "n": n, "seconds": seconds, **gate})
+    jobs, worker = SyncJobs if kind == "sync" else Jobs, Telling if gate else Worker
+    await worker(jobs.as_asgi(), layer, ["jobs", "idle"], grace=grace).run()
     await layer.close()
     tell("ended")
 
@@ -82,6 +101,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["work", kind, grace, seconds]:
             asyncio.run(work(kind, float(grace), float(seconds)))
+        case ["gated", kind, gate]:
+            asyncio.run(work(kind, 60, 0, gate=gate))
         case ["serve", url]:
             asyncio.run(serve(url))
         case ["redeliver", url, lease]:

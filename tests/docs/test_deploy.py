@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
-import socket
 import sys
 import tempfile
 from contextlib import AsyncExitStack
@@ -15,6 +14,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from frameworks.programs import Program
+from servers import free_port
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
 COMMANDS = dict(re.findall(r"^\| (\w+) \| `(.*?)` \|", PAGE, re.M))
@@ -25,13 +25,6 @@ PORT = {
     "hypercorn": "--bind 127.0.0.1:{port}",
     "daphne": "--port {port}",
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def connected(port: int) -> ClientConnection:

@@ -15,7 +15,8 @@ from trunkline.transports.nats import NatsTransport
 TTL = 60.0
 
 
-async def eventually(condition: Callable[[], object], timeout: float = 20.0) -> None:
+async def eventually(condition: Callable[[], object], timeout: float = 30.0) -> None:
+    """Wait until a condition holds; the timeout is for what never comes true, on a machine however busy."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"did not come true in {timeout} s"
@@ -106,9 +107,13 @@ class Load:
         for receiver in receivers:
             self.sent[receiver.name].append(frame)
 
-    async def __aexit__(self, *args: object) -> None:
-        self._stop = True
-        await asyncio.gather(*self._tasks)
+    async def __aexit__(self, kind: object, *args: object) -> None:
+        try:
+            if kind is None:
+                await eventually(lambda: all(len(node.frames) > 100 for node in self.nodes))
+        finally:
+            self._stop = True
+            await asyncio.gather(*self._tasks)
 
     def lost(self, node: Node) -> list[bytes]:
         got = set(node.frames)
@@ -141,7 +146,7 @@ class Load:
             for node in self.nodes
         ]
 
-    async def settle(self, timeout: float = 15.0) -> None:
+    async def settle(self, timeout: float = 30.0) -> None:
         """Wait until nothing is missing, or for so long."""
         try:
             await eventually(lambda: not any(self.lost(node) for node in self.nodes), timeout)
@@ -151,7 +156,7 @@ class Load:
     async def check_told(self) -> None:
         """Whatever is missing is told."""
         try:
-            await eventually(lambda: all(self.told(node) for node in self.nodes), 10.0)
+            await eventually(lambda: all(self.told(node) for node in self.nodes))
         except AssertionError:
             raise AssertionError(f"{self.account()}, told {[node.gaps for node in self.nodes]}") from None
 

@@ -18,7 +18,8 @@ TTL = 60.0
 QUICK = Pace(heartbeat=0.5, audit=2.0)
 
 
-async def eventually(condition: Callable[[], object], timeout: float = 10.0) -> None:
+async def eventually(condition: Callable[[], object], timeout: float = 30.0) -> None:
+    """Wait until a condition holds; the timeout is for what never comes true, on a machine however busy."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"did not come true in {timeout} s"
@@ -110,9 +111,13 @@ class Load:
         for receiver in receivers:
             self.sent[receiver.name].append(frame)
 
-    async def __aexit__(self, *args: object) -> None:
-        self._stop = True
-        await asyncio.gather(*self._tasks)
+    async def __aexit__(self, kind: object, *args: object) -> None:
+        try:
+            if kind is None:
+                await eventually(lambda: all(len(node.frames) > 100 for node in self.nodes))
+        finally:
+            self._stop = True
+            await asyncio.gather(*self._tasks)
 
     def lost(self, node: Node) -> list[bytes]:
         got = set(node.frames)

@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trunkline.envelope import Seal
@@ -185,7 +185,7 @@ async def _check_events(world: _World) -> None:
 _hubs = iter(range(10**9))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(STEPS)
 @example([("join", 0, 0, None), ("lapse", 0, 0, None), ("leave", 0, 0, None)])
 @example([("join", 0, 0, "ann"), ("lapse", 0, 0, None), ("join", 0, 0, "ann")])

@@ -160,7 +160,7 @@ class Model(RuleBasedStateMachine):
         assert self.board.waiting == sum(map(len, self.waiting.values())) <= PROCESS
 
 
-Model.TestCase.settings = hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None)
+Model.TestCase.settings = hypothesis_settings(max_examples=150, stateful_step_count=40)
 TestModel = Model.TestCase
 
 

@@ -35,7 +35,7 @@ async def test_a_server_that_is_down_when_the_layer_opens(
     caplog.set_level(logging.INFO, "trunkline.redis")
     start = time.monotonic()
     channel = await layer.new_channel()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15  # of the 30 that it would wait for both
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert f"127.0.0.1:{port} of 2 servers did not answer" in warnings[0]
@@ -66,7 +66,9 @@ async def test_a_server_that_is_down_when_the_layer_opens(
             start = time.monotonic()
             with pytest.raises(TransportUnavailable, match=f"127.0.0.1:{port} cannot be reached"):
                 await call()
-            assert time.monotonic() - start < 1
+            assert (
+                time.monotonic() - start < 10
+            )  # at once: a server that was there before is waited for, for 60 s
         assert not waiting.done()
         late = Server("redis", tmp_path / "late", port=port)
         await eventually(lambda: all(link.met for link in transport._links))
@@ -120,7 +122,7 @@ async def test_when_none_answers() -> None:
     start = time.monotonic()
     with pytest.raises(TransportUnavailable, match="cannot be reached"):
         await layer.send("jobs", {"n": 1})
-    assert 0.6 < time.monotonic() - start < 3
+    assert 0.6 < time.monotonic() - start < 5  # of 10, the default
 
 
 async def test_a_wrong_password_for_one_of_several(serve: Callable[..., Server], prefix: str) -> None:
@@ -184,7 +186,7 @@ async def test_a_missing_permission_is_told_at_the_first_call(
         start = time.monotonic()
         with pytest.raises(ConfigurationError, match="NOPERM") as raised:
             await layer.send("jobs", {"n": 1})
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 10  # of the 20 that it would go on trying
         text = str(raised.value)
         assert missing.partition("|")[0] in text
         assert "`trunkline doctor URL`" in text

@@ -253,7 +253,7 @@ frames = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(frames)
 def test_junk(junk: list[bytes]) -> None:
     """Junk never stops a layer: it is dropped and counted, and what comes after it arrives."""

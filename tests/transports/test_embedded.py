@@ -493,12 +493,14 @@ async def test_a_busy_lock_does_not_stop_the_loop(folder: Path, node: Open) -> N
     other = sqlite3.connect(folder / "asgi/layer.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     sent = [asyncio.ensure_future(a.publish("t", b"%d" % n, 60)) for n in range(10)]
-    longest = 0.0
-    for _ in range(100):
-        began = time.monotonic()
-        await asyncio.sleep(0.001)
-        longest = max(longest, time.monotonic() - began)
-    assert longest < 0.1
+    longest = []
+    for _ in range(5):  # waiting for the lock would show in every round, a busy machine in some
+        longest.append(0.0)
+        for _ in range(60):
+            began = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest[-1] = max(longest[-1], time.monotonic() - began)
+    assert min(longest) < 0.1, longest
     assert not any(task.done() for task in sent)
     other.execute("ROLLBACK")
     other.close()

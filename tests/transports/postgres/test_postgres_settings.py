@@ -348,13 +348,13 @@ async def test_a_user_who_may_not_make_it_is_told_what_to_do(
 async def test_the_tables_stay_small(postgres: Postgres, prefix: str) -> None:
     """Whatever has ended is swept; whatever a node held is gone with it."""
     schema = f"s{uuid.uuid4().hex[:8]}"
-    transport = PostgresTransport(postgres.url, prefix=prefix, schema=schema, expiry=0.1)
+    transport = PostgresTransport(postgres.url, prefix=prefix, schema=schema, expiry=30)
     await transport.open(uuid.uuid4().hex[:20], Ear())
     for number in range(50):
-        await transport.publish("topic", b"%d" % number, 0.1)
-        await transport.push("queue", b"%d" % number, 100, 0.1)
-    await transport.bind("topic", "queue", 10, 0.1)
-    await transport.push_later("queue", b"x", 10, 0.01, 0.01)
+        await transport.publish("topic", b"%d" % number, 30)
+        await transport.push("queue", b"%d" % number, 100, 30)
+    await transport.bind("topic", "queue", 10, 30)
+    await transport.push_later("queue", b"x", 10, 30, 0.01)
     assert await transport.remember("topic", b"x", "m", 10, 0.01) == (1, "")
     assert await transport.keep_record("topic", "key", "tag", b"x", 0.01) == 1
     await transport.close()
@@ -363,7 +363,8 @@ async def test_the_tables_stay_small(postgres: Postgres, prefix: str) -> None:
     admin = await asyncpg.connect(postgres.url)
     await admin.execute(
         f'UPDATE "{schema}".frames SET until = 0; UPDATE "{schema}".history SET until = 0; '
-        f'UPDATE "{schema}".depths SET seen = 0; '
+        f'UPDATE "{schema}".queues SET until = 0; UPDATE "{schema}".bindings SET until = 0; '
+        f'UPDATE "{schema}".depths SET seen = 0; UPDATE "{schema}".later SET due = 0, ttl = 1; '
         f"UPDATE \"{schema}\".keepers SET until = 0 WHERE node <> ''"
     )
     await asyncio.sleep(0.2)

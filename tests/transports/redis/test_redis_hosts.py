@@ -133,7 +133,7 @@ def test_routing_never_changes() -> None:
 servers = st.lists(st.from_regex(r"\A[a-z]{1,8}:[0-9]{1,5}/0\Z"), min_size=1, max_size=6, unique=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(servers, st.randoms())
 def test_owners_do_not_depend_on_the_order_of_the_servers(names: list[str], random: object) -> None:
     shuffled = list(names)
@@ -141,7 +141,7 @@ def test_owners_do_not_depend_on_the_order_of_the_servers(names: list[str], rand
     assert [names[i] for i in owners(names)] == [shuffled[i] for i in owners(shuffled)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(servers)
 def test_a_new_server_only_takes(names: list[str]) -> None:
     """Partitions move to the new server or stay where they are."""
