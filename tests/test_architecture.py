@@ -142,11 +142,11 @@ def test_the_core_knows_no_transport(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("transports.")])
 def test_transports(name: str) -> None:
-    """A transport imports the contract, names, errors, continuity, logs and its own package; never another's."""
+    """A transport imports the contract, names, errors, continuity, clock, logs and its own package; never another's."""
     own = ".".join(name.split(".")[:2])
     for imported, ours in imports(name, MODULES[name]):
         if ours:
-            allowed = imported in {"transport", "names", "errors", "continuity", "logs", "settings"}
+            allowed = imported in {"transport", "names", "errors", "continuity", "clock", "logs", "settings"}
             assert allowed or imported == own or imported.startswith(own + "."), f"{name} imports {imported}"
 
 

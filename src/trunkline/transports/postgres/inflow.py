@@ -12,8 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from ...clock import Clock
 from ...continuity import HEADER_SIZE, Foreign, Receiver
-from .clock import Clock
 from .driver import Connection
 from .names import CHANNEL
 from .schema import quoted

@@ -14,10 +14,10 @@ import random
 import time
 from collections.abc import Callable
 
+from ...clock import Clock
 from ...continuity import Receiver, Sender
 from ...errors import ConfigurationError, TransportUnavailable
 from ...transport import Arrivals, Server
-from .clock import Clock
 from .driver import Connection, Trouble, connect
 from .inbox import Inbox
 from .inflow import Inflow
@@ -253,7 +253,7 @@ class Link:
             self.names.area,
             listening.pid,
         )
-        jump = self.clock.learn(clock, asked, time.monotonic())
+        jump = self.clock.learn(clock / 1000, asked, time.monotonic())
         if jump < -0.1:
             # Another server, or a clock set back: what comes now may look older than what we had.
             self.inflow.receiver.rebase(self.clock.now_ms())

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ...clock import Clock
 from ...continuity import VOID, Sender, Sent
 from ...errors import ChannelFull, TransportUnavailable
-from .clock import Clock
 from .driver import Connection, Trouble
 from .schema import quoted
 
@@ -213,7 +213,7 @@ class Outbox:
             )
             if clock is None:
                 raise Trouble("the server has forgotten this node")
-            self._clock.learn(clock, asked, time.monotonic())
+            self._clock.learn(clock / 1000, asked, time.monotonic())
             self._stuck_since = None
             self._conclude(codes, places, extras)
             if self._pause:

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from .clock import Clock
+from ...clock import Clock
 from .outbox import LISTED, Kind, Op, Outbox
 
 __all__ = ["Readers"]

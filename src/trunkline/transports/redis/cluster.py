@@ -14,9 +14,9 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from ...clock import Clock
 from ...errors import ConfigurationError, TransportUnavailable
 from ...transport import Server
-from .clock import Clock
 from .connection import Connection, ReplyError, connect, raise_refused, unavailable
 from .dialect import PLAIN, SHARDED, Dialect
 from .hosts import Host

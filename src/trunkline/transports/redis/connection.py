@@ -32,6 +32,7 @@ __all__ = [
     "pack",
     "pack_large",
     "raise_refused",
+    "seconds",
     "unavailable",
 ]
 
@@ -86,6 +87,11 @@ def asking(data: bytes) -> bytes:
     while (command := reader.gets()) is not _NOTHING:
         packed += prefix, pack(*command)
     return b"".join(packed)
+
+
+def seconds(reply: list[bytes]) -> float:
+    """What TIME answers, since the epoch."""
+    return int(reply[0]) + int(reply[1]) / 1e6
 
 
 def unavailable(host: Host, cause: BaseException | str, *, on_its_way: bool = False) -> TransportUnavailable:

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ...clock import Clock
 from ...continuity import Foreign, Receiver
-from .clock import Clock
 from .connection import ReplyError, pack
 from .dialect import PLAIN, Dialect
 
@@ -276,7 +276,7 @@ class Inflow:
     async def _recover(self, commands: Asking) -> None:
         receiver = self.receiver
         while receiver.recovering:
-            wanted = receiver.reads(int(self._clock.now() * 1000))
+            wanted = receiver.reads(self._clock.now_ms())
             for start in range(0, len(wanted), _LOGS):
                 await self._read_some(commands, wanted[start : start + _LOGS])
             await self._level(commands)
@@ -324,7 +324,7 @@ class Inflow:
         for start in range(0, len(quiet), _BATCH):
             chunk = quiet[start : start + _BATCH]
             replies = await commands.call(*[("XREVRANGE", topic, "+", "-", "COUNT", 1) for topic in chunk])
-            clock_ms = int(self._clock.now() * 1000)
+            clock_ms = self._clock.now_ms()
             for topic, entries in zip(chunk, replies, strict=True):
                 if entries and not isinstance(entries, ReplyError):
                     entry_id, fields = entries[0]

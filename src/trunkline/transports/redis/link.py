@@ -15,11 +15,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...clock import Clock
 from ...continuity import Receiver, Sender
 from ...errors import TransportUnavailable
 from ...transport import Arrivals
-from .clock import Clock
-from .connection import ReplyError, raise_refused, unavailable
+from .connection import ReplyError, raise_refused, seconds, unavailable
 from .dialect import PLAIN, Dialect
 from .hosts import Host
 from .inbox import Inbox
@@ -156,7 +156,7 @@ class Link(ABC):
             known = await self._show_life(commands)
         self._run_id = run_id
         if first:
-            self._alive_ms = int(self.clock.now() * 1000)
+            self._alive_ms = self.clock.now_ms()
         if forgetful and (not known or time.monotonic() - self._left > self._pace.life / 2):
             # The other nodes may be as late as we are; what is posted to one that gives no sign of life is refused.
             await asyncio.sleep(2 * self._pace.backoff)
@@ -179,14 +179,14 @@ class Link(ABC):
         return was_up
 
     def _set_clock(self, reply: list[bytes], asked: float) -> int:
-        return self._jumped(self.clock.learn(reply, asked, time.monotonic()))
+        return self._jumped(self.clock.learn(seconds(reply), asked, time.monotonic()))
 
     def _jumped(self, jump: float) -> int:
         jump_ms = int(jump * 1000)
         if jump_ms >= -100:
             return 0
         # Another server, or a clock set back: what comes now may look older than what we had.
-        self.inflow.receiver.rebase(int(self.clock.now() * 1000))
+        self.inflow.receiver.rebase(self.clock.now_ms())
         self._alive_ms += jump_ms
         return jump_ms
 

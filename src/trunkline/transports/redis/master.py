@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ...clock import Clock
 from ...errors import ConfigurationError, TransportUnavailable
-from .clock import Clock
-from .connection import Connection, ReplyError, connect, pack, raise_refused, unavailable
+from .connection import Connection, ReplyError, connect, pack, raise_refused, seconds, unavailable
 from .dialect import Dialect
 from .hosts import Host
 from .link import Setting
@@ -156,7 +156,7 @@ class Master:
         (reply,) = await commands.call(("TIME",))
         if isinstance(reply, ReplyError):
             raise_refused(self.host, reply)
-        self.clock.learn(reply, asked, time.monotonic())
+        self.clock.learn(seconds(reply), asked, time.monotonic())
 
     def _lost(self, error: TransportUnavailable) -> None:
         if self.up:

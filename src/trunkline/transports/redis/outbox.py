@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ...clock import Clock
 from ...continuity import Sender
 from ...errors import ChannelFull, TransportUnavailable
-from .clock import Clock
 from .connection import ReplyError, pack, unavailable
 from .dialect import PLAIN, Dialect
 from .hosts import Host

@@ -181,7 +181,7 @@ class Records:
             self._outbox.submit(PlainOp(self._outbox, "ZADD", deadlines, "XX", "LT", 1, self._node, ttl=1.0))
 
     def _now_ms(self) -> int:
-        return int(self._outbox.clock.now() * 1000)
+        return self._outbox.clock.now_ms()
 
     async def _nodes(self, topic: str, lowest: str, highest: str | int, ttl: float) -> list[str]:
         deadlines = self._keys(topic, self._node)[0]

@@ -1,4 +1,4 @@
-"""The shared clock: the server's time, kept going between two looks at it."""
+"""The shared clock: a server's time, kept going between two looks at it. For transports whose server has the time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """The server's time, in seconds since the epoch."""
+    """One server's time, in seconds since the epoch."""
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
@@ -22,13 +22,23 @@ class Clock:
     def now_ms(self) -> int:
         return int(self.now() * 1000)
 
-    def learn(self, ms: int, asked: float, answered: float) -> float:
-        """Take in a time that was asked for and answered at these ``time.monotonic()`` times.
+    def at(self, moment: float) -> float:
+        """The shared clock at this ``time.monotonic()``."""
+        return moment + self._offset
+
+    def adopt(self, other: Clock) -> float:
+        """Follow another server's clock from now on; returns by how many seconds that jumps."""
+        jump = other._offset - self._offset if self.set else 0.0
+        self._offset, self.error, self.set = other._offset, other.error, other.set
+        return jump
+
+    def learn(self, told: float, asked: float, answered: float) -> float:
+        """Take in what the server told, to the millisecond, asked and answered at these ``time.monotonic()`` times.
 
         Returns:
             By how many seconds the clock jumped.
         """
-        offset = ms / 1000 - (asked + answered) / 2
+        offset = told - (asked + answered) / 2
         error = (answered - asked) / 2 + 0.001
         jump = offset - self._offset
         # A slow answer tells less than an earlier quick one, unless the server's clock was set.
