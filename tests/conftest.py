@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck
@@ -12,10 +15,31 @@ from hypothesis import settings as hypothesis_settings
 from nats_servers import binary
 from postgres_server import binaries
 from servers import servers
+from trunkline.testing import communicators
 
 # What an example takes says how busy the machine is, not whether the claim holds.
 hypothesis_settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("untimed")
+
+
+def _make_patient(module: ModuleType) -> None:
+    """Its communicators wait for a second unless told otherwise; a busy machine may stand still for longer."""
+    for name, each in inspect.getmembers(module, inspect.isclass):
+        if name.endswith("Communicator"):
+            for _, method in inspect.getmembers(each, inspect.isfunction):
+                given = inspect.signature(method).parameters.values()
+                defaults = [(one.name, one.default) for one in given if one.default is not one.empty]
+                if ("timeout", 1) in defaults:
+                    method.__defaults__ = tuple(
+                        20 if pair == ("timeout", 1) else pair[1] for pair in defaults
+                    )
+
+
+_make_patient(communicators)
+with suppress(ImportError):  # in the leg that has no more than the core
+    import channels.testing
+
+    _make_patient(channels.testing)
 
 #: Folders whose files take longest, which begin first: what begins last should not be what is waited for.
 _LONGEST = ("faults", "processes", "cli", "docs", "transports", "redis", "browser", "frameworks", "django")

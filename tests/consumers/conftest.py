@@ -41,6 +41,6 @@ async def no_task_left_behind() -> AsyncIterator[None]:
         if task is not asyncio.current_task() and not task.done()
     }
     if left:
-        await asyncio.wait(left, timeout=1)  # an ending task may need a tick
+        await asyncio.wait(left, timeout=10)  # an ending task may need a tick
         left = {task for task in left if not task.done()}
     assert not left, f"left behind: {left}"

@@ -226,5 +226,5 @@ async def test_a_communicator_that_is_dropped_cancels_its_application():
     client = ApplicationCommunicator(echo, {"type": "x"})
     task = client.future
     del client
-    await asyncio.wait([task], timeout=1)
+    await asyncio.wait([task], timeout=10)
     assert task.cancelled()

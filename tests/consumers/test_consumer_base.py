@@ -316,7 +316,7 @@ async def test_cancellation_is_prompt_and_raised_on(at_work, layer):
         await layer.send(name, {"type": "test.hang"})
         await outbox.get()
     task.cancel()
-    done, _ = await asyncio.wait([task], timeout=1)
+    done, _ = await asyncio.wait([task], timeout=10)
     assert done
     assert task.cancelled()
     assert bool(ended) is (at_work != "waiting")
@@ -359,7 +359,7 @@ async def test_the_channel_is_forgotten_when_the_consumer_ends(ending, layer):
     name = await name_of(client)
     await layer.group_add("g", name)
     await client.send_input({"type": ending})
-    await asyncio.wait([client.future], timeout=1)
+    await asyncio.wait([client.future], timeout=10)
     client.future.exception()
     await assert_forgotten(layer, name)
 

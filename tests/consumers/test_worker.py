@@ -64,7 +64,7 @@ async def working(worker: Worker):
         yield task
     finally:
         worker.stop()
-        await asyncio.wait([task], timeout=5)
+        await asyncio.wait([task], timeout=20)
         assert task.done()
 
 
@@ -184,7 +184,7 @@ async def test_nothing_is_taken_ahead(layer):
         await layer.send("first", {"type": "job.wait", "gate": "a"})
         await eventually(lambda: done == ["begun"])
         await layer.send("first", {"type": "job.do", "n": 1})
-        assert (await asyncio.wait_for(layer.receive("first"), 1))["n"] == 1
+        assert (await asyncio.wait_for(layer.receive("first"), 10))["n"] == 1
         gates["a"].set()
         await eventually(lambda: done == ["begun", "finished"])
 
@@ -196,7 +196,7 @@ async def test_concurrency_is_how_many_are_handled_at_once(layer):
         for _ in range(4):
             await layer.send("first", {"type": "job.wait", "gate": "a"})
         await eventually(lambda: len(done) >= 3)
-        assert (await asyncio.wait_for(layer.receive("first"), 1))["type"] == "job.wait"
+        assert (await asyncio.wait_for(layer.receive("first"), 10))["type"] == "job.wait"
         assert done == ["begun"] * 3
         gates["a"].set()
         await eventually(lambda: done.count("finished") == 3)
@@ -213,9 +213,9 @@ async def test_stop_lets_the_handler_finish_and_takes_nothing_more(layer):
     worker.stop()
     await layer.send("idle", {"type": "job.do", "n": 2})
     gates["a"].set()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 20)
     assert done == ["begun", "finished"]
-    assert (await asyncio.wait_for(layer.receive("first"), 1))["n"] == 1
+    assert (await asyncio.wait_for(layer.receive("first"), 10))["n"] == 1
 
 
 async def test_stop_does_not_wait_for_an_instance_without_a_message(layer):
@@ -234,7 +234,7 @@ async def test_stop_does_not_wait_for_an_instance_without_a_message(layer):
     await layer.send("first", {"type": "x"})
     await eventually(lambda: len(starts) == 2)
     worker.stop()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 20)
 
 
 async def test_a_stop_amid_traffic_loses_nothing(layer):
@@ -249,10 +249,10 @@ async def test_a_stop_amid_traffic_loses_nothing(layer):
                 worker.stop()
             if n % 3 == 0:
                 await asyncio.sleep(0)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 20)
         left = []
         while len(left) + len(done) < 50:
-            left.append((await asyncio.wait_for(layer.receive("first"), 1))["n"])
+            left.append((await asyncio.wait_for(layer.receive("first"), 10))["n"])
         assert done + left == list(range(50))
 
 
@@ -264,7 +264,7 @@ async def test_a_handler_beyond_its_grace_is_cancelled_with_an_error_that_names_
     await layer.send("first", {"type": "job.wait", "gate": "never"})
     await eventually(lambda: done == ["begun"])
     worker.stop()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 20)
     assert done == ["begun"]
     (record,) = caplog.records
     assert "'job.wait' on channel 'first' did not finish within 0.05 s" in record.getMessage()
@@ -291,7 +291,7 @@ async def test_a_closed_layer_ends_the_worker_with_its_error(layer):
     await eventually(lambda: done)
     await layer.close()
     with pytest.raises(LayerClosed):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 20)
 
 
 async def test_cancelling_run_is_prompt(layer):
@@ -301,7 +301,7 @@ async def test_cancelling_run_is_prompt(layer):
     await layer.send("first", {"type": "job.wait", "gate": "never"})
     await eventually(lambda: done == ["begun"])
     task.cancel()
-    await asyncio.wait([task], timeout=1)
+    await asyncio.wait([task], timeout=10)
     assert task.cancelled()
 
 
@@ -310,7 +310,7 @@ async def test_a_worker_that_was_stopped_before_it_ran_does_not_run(layer):
     await layer.send("first", {"type": "job.do", "n": 1})
     worker = Worker(Jobs.as_asgi(), layer, ["first"])
     worker.stop()
-    await asyncio.wait_for(worker.run(), 5)
+    await asyncio.wait_for(worker.run(), 20)
     assert done == []
 
 
@@ -322,7 +322,7 @@ async def test_signals_are_wired_for_the_run_only(layer):
         await layer.send("first", {"type": "job.do", "n": 1})
         await eventually(lambda: done)
         signal.raise_signal(number)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 20)
         done.clear()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 

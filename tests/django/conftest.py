@@ -42,7 +42,7 @@ def _database() -> Iterator[None]:
     call_command("migrate", verbosity=0)
     connections.close_all()
     yield
-    shutil.rmtree(FOLDER)
+    shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
