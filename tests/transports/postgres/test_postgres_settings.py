@@ -134,9 +134,10 @@ def test_a_database_of_django(postgres: Postgres, prefix: str) -> None:
     code = f"""
 import asyncio, django
 from django.conf import settings
+pool = {{"pool": False}} if django.VERSION > (5, 1) else {{}}
 settings.configure(DATABASES={{
     "default": {{"ENGINE": "django.db.backends.postgresql", "NAME": "later", "USER": "postgres", "HOST": "127.0.0.1",
-                "PORT": {postgres.port}, "PASSWORD": "p@ss/wörd", "OPTIONS": {{"sslmode": "disable", "pool": False}}}},
+                "PORT": {postgres.port}, "PASSWORD": "p@ss/wörd", "OPTIONS": {{"sslmode": "disable", **pool}}}},
     "lite": {{"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
 }}, CHANNEL_LAYERS={{"default": {{"BACKEND": "trunkline.layers.PostgresChannelLayer",
                                 "CONFIG": {{"database": "default", "prefix": "{prefix}"}}}}}})

@@ -41,11 +41,9 @@ _UNTRUSTED = (
         "rejected SSL upgrade|server does not support SSL",
         "turn ssl on at the server, or write sslmode=prefer to go without where it has none",
     ),
-    (
-        "`sslmode` parameter|invalid sslmode",
-        "write sslmode=verify-full, verify-ca, require, prefer, allow or disable",
-    ),
 )
+
+_MODES = ("verify-full", "verify-ca", "require", "prefer", "allow", "disable")
 
 #: What we use of asyncpg beside its public interface, and why. Nothing else in this room is private.
 _PRIVATE = {
@@ -207,6 +205,8 @@ async def connect(
         ConfigurationError: The URL cannot be understood.
     """
     for key, value in parse_qsl(urlsplit(url).query):
+        if key == "sslmode" and value not in _MODES:
+            raise ConfigurationError(f"sslmode is one of {', '.join(_MODES)}, not {value!r}")
         is_file = key in ("sslrootcert", "sslcert", "sslkey", "sslcrl") and value != "system"
         if is_file and not os.path.exists(value):
             raise ConfigurationError(f"{key}: there is no file {value!r}")
