@@ -11,6 +11,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -32,8 +33,8 @@ def main() -> None:
     programs.append(start("manage.py", "trunkline", "worker", "thumbnails"))
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            for program in programs:
-                program.wait()
+            while all(program.poll() is None for program in programs):
+                time.sleep(0.2)
     finally:
         for program in programs:
             program.terminate()

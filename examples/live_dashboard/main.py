@@ -52,21 +52,11 @@ async def order(request):
 @contextlib.asynccontextmanager
 async def celery(app):
     """A worker with two processes, for as long as the web server runs."""
-    words = [
-        sys.executable,
-        "-m",
-        "celery",
-        "-A",
-        "tasks",
-        "worker",
-        "--concurrency",
-        "2",
-        "--loglevel",
-        "warning",
-    ]
-    process = await asyncio.create_subprocess_exec(*words, cwd=HERE)
+    words = ["-m", "celery", "-A", "tasks", "worker", "--concurrency", "2", "--loglevel", "warning"]
+    # A session of its own: Celery hangs when Ctrl-C in a terminal reaches its processes as well.
+    process = await asyncio.create_subprocess_exec(sys.executable, *words, cwd=HERE, start_new_session=True)
     yield
-    with contextlib.suppress(ProcessLookupError):  # Ctrl-C in a terminal reaches it too
+    with contextlib.suppress(ProcessLookupError):
         process.terminate()
     await process.wait()
 

@@ -22,13 +22,14 @@ from hypothesis import strategies as st
 
 import trunkline
 from servers import Server, free_port, servers
-from trunkline.consumers import AsyncConsumer
+from trunkline.consumers import AsyncConsumer, AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer
 from trunkline.consumers.base import NoHandler
 from trunkline.dashboard import Dashboard
 from trunkline.envelope import CHANNEL, CONTROL, GROUP, Seal, encode
 from trunkline.errors import ChannelFull, ConfigurationError, MessageTooLarge, TransportUnavailable
 from trunkline.layers import EmbeddedChannelLayer, InMemoryChannelLayer, RedisChannelLayer
-from trunkline.testing import ApplicationCommunicator
+from trunkline.opening import override
+from trunkline.testing import ApplicationCommunicator, WebsocketCommunicator, eventually
 
 SOURCES = Path(trunkline.__file__).parent
 SECRET = "attack at dawn"
@@ -370,6 +371,82 @@ async def test_passwords(url: str, caplog: pytest.LogCaptureFixture) -> None:
     shown += [str(finding) for finding in await layer.examine()]
     await layer.close()
     assert not [text for text in shown if "cret" in text.replace("secret", "")]
+
+
+# Websockets
+
+
+async def test_a_frame_that_cannot_be_read() -> None:
+    """A frame that its consumer cannot read ends the connection it came on, and no other."""
+
+    class Chat(AsyncJsonWebsocketConsumer):
+        groups = ["chat"]
+
+        async def receive_json(self, content: Any) -> None:
+            await self.channel_layer.group_send("chat", {"type": "chat.message", "text": content["text"]})
+
+        async def chat_message(self, event: Any) -> None:
+            await self.send_json(event["text"])
+
+    layer = InMemoryChannelLayer()
+    with override("default", layer):
+        app = Chat.as_asgi()
+        async with WebsocketCommunicator(app, "/") as good:
+            await good.connect()
+            for text in ("{", "", "[" * 100_000, "[]", "{}", None):
+                bad = WebsocketCommunicator(app, "/")
+                await bad.connect()
+                await bad.send_to(text, b"\xff" if text is None else None)
+                with pytest.raises((ValueError, TypeError, LookupError, RecursionError)):
+                    await bad.wait(10)
+                await good.send_json_to({"text": "still here"})
+                assert await good.receive_json_from(10) == "still here"
+            assert layer.stats().memberships == 1
+        await layer.close()
+
+
+async def test_turned_away() -> None:
+    """A client that is turned away in `connect` is in no group afterwards."""
+
+    class Staff(AsyncWebsocketConsumer):
+        groups = ["staff"]
+
+        async def connect(self) -> None:
+            await self.channel_layer.group_add("orders", self.channel_name)
+            await self.close(4003)
+
+    layer = InMemoryChannelLayer()
+    with override("default", layer):
+        async with WebsocketCommunicator(Staff.as_asgi(), "/") as client:
+            assert await client.connect() == (False, 4003)
+        await eventually(lambda: layer.stats().memberships == 0)
+        await layer.close()
+
+
+async def test_a_client_that_does_not_read() -> None:
+    """A client that does not read misses messages; those in the same group do not wait for it."""
+    stuck = asyncio.Event()
+
+    class Feed(AsyncWebsocketConsumer):
+        groups = ["feed"]
+
+        async def feed_news(self, event: Any) -> None:
+            if self.scope["path"] == "/slow":
+                await stuck.wait()  # as `send` waits while a client's socket is full
+            await self.send(text_data=event["text"])
+
+    layer = InMemoryChannelLayer(capacity=5)
+    with override("default", layer):
+        app = Feed.as_asgi()
+        async with WebsocketCommunicator(app, "/slow") as slow, WebsocketCommunicator(app, "/quick") as quick:
+            await slow.connect()
+            await quick.connect()
+            for number in range(20):
+                await layer.group_send("feed", {"type": "feed.news", "text": str(number)})
+                assert await quick.receive_from(10) == str(number)
+            assert layer.stats().missed >= 20 - 5 - 1  # one is in its hands
+            stuck.set()
+        await layer.close()
 
 
 # Ports
