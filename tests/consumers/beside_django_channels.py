@@ -161,7 +161,7 @@ async def test_the_worker_runs_their_consumers_behind_their_router(jobs, any_lay
     await eventually(lambda: len(done) == 5)
     await eventually(lambda: len([r for r in caplog.records if r.exc_info]) == 5)
     worker.stop()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 20)
     assert done == list(range(5))
 
 
@@ -177,7 +177,7 @@ async def test_the_worker_lets_their_consumer_finish():
         await layer.send("first", {"type": "job.do", "n": 1})
         worker.stop()
         gate.set()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 20)
         assert done == ["begun", "finished"]
         assert (await asyncio.wait_for(layer.receive("first"), 1))["n"] == 1
     await layer.close()

@@ -128,7 +128,7 @@ async def test_what_a_stopped_worker_did_not_take_stays_for_others(start, tmp_pa
     counted = [int(line.split()[1]) for line in program.lines if line.startswith("counted")]
     left = []
     while len(counted) + len(left) < 80:
-        left.append((await asyncio.wait_for(layer.receive("jobs"), 5))["n"])
+        left.append((await asyncio.wait_for(layer.receive("jobs"), 20))["n"])
     assert left
     assert sorted(counted + left) == list(range(80))
     await layer.close()

@@ -32,7 +32,7 @@ def joined(layer: Any) -> str:
 def nothing(layer: Any, channel: str) -> bool:
     """A fence: what came before it would be received first."""
     layer.sync.send(channel, {"type": "fence"})
-    return bool(layer.sync.receive(channel, timeout=5) == {"type": "fence"})
+    return bool(layer.sync.receive(channel, timeout=20) == {"type": "fence"})
 
 
 def test_it_waits_for_the_commit(layer: Any) -> None:
@@ -44,8 +44,8 @@ def test_it_waits_for_the_commit(layer: Any) -> None:
         layer.sync.send(channel, {"type": "second"}, on_commit="default")
         message["text"] = "changed later"
         assert nothing(layer, channel)
-    assert layer.sync.receive(channel, timeout=5) == {"type": "chat.message", "text": "as it was"}
-    assert layer.sync.receive(channel, timeout=5) == {"type": "second"}
+    assert layer.sync.receive(channel, timeout=20) == {"type": "chat.message", "text": "as it was"}
+    assert layer.sync.receive(channel, timeout=20) == {"type": "second"}
 
 
 def test_a_rollback_takes_it_along(layer: Any) -> None:
@@ -58,14 +58,14 @@ def test_a_rollback_takes_it_along(layer: Any) -> None:
             layer.sync.send(channel, {"type": "inner"}, on_commit=True)
             raise ZeroDivisionError
         layer.sync.send(channel, {"type": "outer"}, on_commit=True)
-    assert layer.sync.receive(channel, timeout=5) == {"type": "outer"}
+    assert layer.sync.receive(channel, timeout=20) == {"type": "outer"}
     assert nothing(layer, channel)
 
 
 def test_without_a_transaction_it_is_sent_at_once(layer: Any) -> None:
     channel = joined(layer)
     layer.sync.group_send("chat", {"type": "now"}, on_commit=True)
-    assert layer.sync.receive(channel, timeout=5) == {"type": "now"}
+    assert layer.sync.receive(channel, timeout=20) == {"type": "now"}
 
 
 def test_mistakes_are_told_at_the_call(layer: Any) -> None:

@@ -128,12 +128,12 @@ def test_a_script_speaks_without_any_loop(layer: Any) -> None:
     async_to_sync(layer.group_add)("script", name)
     layer.sync.group_send("script", {"type": "a"})
     async_to_sync(layer.send)(name, {"type": "b"})
-    assert layer.sync.receive(name, timeout=5) == {"type": "a"}
+    assert layer.sync.receive(name, timeout=20) == {"type": "a"}
     assert async_to_sync(layer.receive)(name) == {"type": "b"}
     async_to_sync(layer.group_discard)("script", name)
     layer.sync.group_send("script", {"type": "c"})
     layer.sync.send(name, {"type": "d"})
-    assert layer.sync.receive(name, timeout=5) == {"type": "d"}
+    assert layer.sync.receive(name, timeout=20) == {"type": "d"}
 
 
 async def test_a_worker_consumer_writes_to_the_database_and_answers_the_group(layer: Any) -> None:

@@ -162,6 +162,7 @@ async def test_a_server_that_does_not_answer_is_told(apart: tuple[list[NatsServe
     """A subscription that may not be known everywhere is one; that something may be missing is told."""
     (servers, _), prefix = apart, unique()
     async with Node(servers[0].url, prefix) as a, Node(servers[1].url, prefix):
+        await eventually(lambda: a.transport._link.interest._others)  # it has heard that somebody is there
         servers[1].freeze()
         try:
             await a.transport.subscribe("topic")

@@ -106,7 +106,7 @@ def test_without_await(channel_layer: InMemoryChannelLayer) -> None:
 
     channel_layer.sync.group_send("room", {"type": "system.announcement"})
 
-    assert channel_layer.sync.receive(channel, timeout=5) == {"type": "system.announcement"}
+    assert channel_layer.sync.receive(channel, timeout=20) == {"type": "system.announcement"}
 
 
 # 6. Consumers turn events into method calls.
@@ -202,7 +202,7 @@ async def test_a_worker(channel_layer: InMemoryChannelLayer) -> None:
     mine = await channel_layer.new_channel()
     await channel_layer.send("thumbnails", {"type": "make", "size": 1000, "reply_to": mine})
 
-    assert await asyncio.wait_for(channel_layer.receive(mine), 5) == {"type": "done", "size": 100}
+    assert await asyncio.wait_for(channel_layer.receive(mine), 20) == {"type": "done", "size": 100}
     worker.stop()
     await running
 
@@ -223,7 +223,7 @@ async def test_a_worker_that_loses_nothing(channel_layer: InMemoryChannelLayer) 
 
     await channel_layer.send("mails", {"type": "mail.send", "to": "ada"})
 
-    letter = await asyncio.wait_for(channel_layer.receive("failed"), 5)
+    letter = await asyncio.wait_for(channel_layer.receive("failed"), 20)
     assert letter["message"] == {"type": "mail.send", "to": "ada"}
     assert (letter["tries"], letter["error"]) == (3, "ConnectionError: the mail server is away")
     worker.stop()

@@ -238,7 +238,7 @@ async def test_a_deleted_folder_is_made_again(folder: Path, node: Open) -> None:
     await eventually(lambda: b_heard.frames == [b"before", b"after"])
     assert await a.post("b", "c", b"post", 1, 60)
     await a.push("work", b"job", 10, 60)
-    assert await asyncio.wait_for(pull, 5) == b"job"
+    assert await asyncio.wait_for(pull, 20) == b"job"
     assert look(folder, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -259,7 +259,7 @@ async def test_an_outage_is_told_to_senders_and_waited_out_by_readers(folder: Pa
     await b.publish("t", b"well again", 60)
     await b.push("work", b"job", 10, 60)
     await eventually(lambda: heard.frames == [b"well again"])
-    assert await asyncio.wait_for(pull, 5) == b"job"
+    assert await asyncio.wait_for(pull, 20) == b"job"
 
 
 async def test_a_corrupt_file_is_replaced(folder: Path, node: Open, caplog: pytest.LogCaptureFixture) -> None:
@@ -306,7 +306,7 @@ async def test_a_full_store_refuses_and_recovers(folder: Path, node: Open) -> No
     assert pushed >= 5
     await a.subscribe("other")
     for _ in range(pushed):
-        assert await asyncio.wait_for(a.pull("work"), 5) == body
+        assert await asyncio.wait_for(a.pull("work"), 20) == body
     await a.push("work", b"small", 10, 60)
     assert await a.pull("work") == b"small"
     assert look(folder, "PRAGMA integrity_check") == [("ok",)]
@@ -478,9 +478,9 @@ async def test_a_pull_cancelled_at_hand_over_takes_nothing(node: Open, second_re
     await a.push("work", b"2", 10, 60)
     with pytest.raises(asyncio.CancelledError):
         await first
-    rest = [await asyncio.wait_for(second, 5)] if second else []
+    rest = [await asyncio.wait_for(second, 20)] if second else []
     while len(rest) < 2:
-        rest.append(await asyncio.wait_for(a.pull("work"), 5))
+        rest.append(await asyncio.wait_for(a.pull("work"), 20))
     assert sorted(rest) == [b"1", b"2"]
     if not second_reader:
         assert rest == [b"1", b"2"]
@@ -521,4 +521,4 @@ async def test_a_lock_held_for_long_is_told(
     other.execute("ROLLBACK")
     other.close()
     await a.push("work", b"y", 10, 60)
-    assert await asyncio.wait_for(a.pull("work"), 5) == b"y"
+    assert await asyncio.wait_for(a.pull("work"), 20) == b"y"

@@ -331,12 +331,12 @@ class LayerConformance(PresenceConformance):
         await asyncio.sleep(0)
         await layer.send(channel, {"n": 1})
         first.cancel()  # woken, and gone before it took the message
-        assert await asyncio.wait_for(second, 5) == {"n": 1}
+        assert await asyncio.wait_for(second, 20) == {"n": 1}
         third = [asyncio.ensure_future(layer.receive(channel)) for _ in range(2)]
         await asyncio.sleep(0)
         await layer.send(channel, {"n": 2})
         await layer.send(channel, {"n": 3})
-        assert [await asyncio.wait_for(task, 5) for task in third] == [{"n": 2}, {"n": 3}]
+        assert [await asyncio.wait_for(task, 20) for task in third] == [{"n": 2}, {"n": 3}]
 
     @promise
     async def test_a_message_to_a_dead_process_is_counted(self) -> None:
@@ -559,7 +559,7 @@ class LayerConformance(PresenceConformance):
         await asyncio.sleep(0)
         await b.forget(channel)
         await a.send(channel, {"type": "again"})
-        assert await asyncio.wait_for(waiting, 5) == {"type": "again"}
+        assert await asyncio.wait_for(waiting, 20) == {"type": "again"}
 
     @promise
     async def test_gaps_are_told(self) -> None:
@@ -696,7 +696,7 @@ class LayerConformance(PresenceConformance):
             await a.send(channel, {"type": "x"})
             return a.stats().gone > before
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not await gone():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -868,14 +868,14 @@ class LayerConformance(PresenceConformance):
             layer.sync.group_add("face", channel)
             layer.sync.group_send("face", {"n": 1})
             layer.sync.send(far, {"n": 2})
-            first = layer.sync.receive(channel, timeout=5)
+            first = layer.sync.receive(channel, timeout=20)
             try:
                 layer.sync.receive(channel, timeout=0.05)
             except TimeoutError:
                 layer.sync.group_discard("face", channel)
                 layer.sync.group_send("face", {"n": 3})
                 layer.sync.send("queue", {"n": 4})
-                return first, layer.sync.receive("queue", timeout=5)
+                return first, layer.sync.receive("queue", timeout=20)
             raise AssertionError("a message came out of nowhere")
 
         assert await asyncio.to_thread(work) == ({"n": 1}, {"n": 4})
@@ -959,7 +959,7 @@ class LayerConformance(PresenceConformance):
     # Tools
 
     async def _until_accepted(self, layer: ChannelLayer, channel: str, message: Any) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while True:
                 try:
                     return await layer.send(channel, message)

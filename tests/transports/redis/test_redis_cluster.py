@@ -191,7 +191,7 @@ async def test_a_password(tmp_path: Path) -> None:
             for number in range(20):
                 await node.transport.publish(f"room.{number}", b"", TTL)
         with pytest.raises(ConfigurationError, match="WRONGPASS"):
-            async with asyncio.timeout(5), Member([url.replace("cret", "crit")], unique()):
+            async with asyncio.timeout(20), Member([url.replace("cret", "crit")], unique()):
                 pass
     finally:
         cluster.kill()
