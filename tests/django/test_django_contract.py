@@ -202,7 +202,7 @@ async def test_message_too_large(make: Callable[..., Any]) -> None:
 
 async def test_expired_messages_are_gone_and_free_their_room(make: Callable[..., Any]) -> None:
     """After `expiry` seconds a message is not delivered any more, and no longer counts."""
-    layer = make(expiry=0.2, capacity=1)
+    layer = make(expiry=0.8, capacity=1)
     for channel in ("queue", await layer.new_channel()):
         await layer.send(channel, {"type": "stale"})
         deadline = asyncio.get_running_loop().time() + SECONDS
@@ -218,14 +218,15 @@ async def test_expired_messages_are_gone_and_free_their_room(make: Callable[...,
 
 async def test_a_membership_outlives_its_channel_by_group_expiry_only(make: Callable[..., Any]) -> None:
     """A member that shows no sign of life for group_expiry seconds is dropped; group_add renews it."""
-    layer = make(group_expiry=0.3)
+    layer = make(group_expiry=0.8)
     silent, renewed = await layer.new_channel(), await layer.new_channel()
     await layer.group_add("g", silent)
     loop = asyncio.get_running_loop()
-    end = loop.time() + 0.6
+    end = loop.time() + 1.1
     while loop.time() < end:
         await layer.group_add("g", renewed)
         await asyncio.sleep(0.05)
+    await layer.group_add("g", renewed)
     await layer.group_send("g", {"type": "a"})
     assert await layer.receive(renewed) == {"type": "a"}
     assert await nothing_on(layer, silent)

@@ -17,10 +17,10 @@ async def test_what_expired_on_its_way_is_told() -> None:
     told: list[str | None] = []
     layer = ChannelLayer(
         lambda: LinkedMemory(link, hub),
-        Settings.build({"expiry": 0.2}),
+        Settings.build({"expiry": 0.6}),
         lambda group, reason: told.append(group),
     )
-    sender = ChannelLayer(lambda: LinkedMemory(Link(), hub), Settings.build({"expiry": 0.2}))
+    sender = ChannelLayer(lambda: LinkedMemory(Link(), hub), Settings.build({"expiry": 0.6}))
     async with layer, sender:
         channel = await layer.new_channel()
         await layer.watch_gaps(channel)
@@ -31,7 +31,7 @@ async def test_what_expired_on_its_way_is_told() -> None:
             for group in ("one", "two"):
                 await sender.group_send(group, {"n": number})
         await sender.send(channel, {"n": 3})
-        await asyncio.sleep(0.3)  # longer than they live
+        await asyncio.sleep(0.8)  # longer than they live
         await sender.group_send("one", {"n": 4})
         link.heal()
         async with asyncio.timeout(10):

@@ -211,10 +211,10 @@ async def test_capacity_and_channel_capacity(server: Server, prefix: str) -> Non
 
 async def test_expiry(server: Server, prefix: str) -> None:
     """A message older than expiry is not received, and no key outlives its purpose for long."""
-    layer = RedisChannelLayer([server.url], prefix=prefix, expiry=0.2, group_expiry=60)
+    layer = RedisChannelLayer([server.url], prefix=prefix, expiry=0.8, group_expiry=60)
     async with opened(layer):
         await layer.send("jobs", {"n": 1})
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.0)
         await layer.send("jobs", {"n": 2})
         assert await layer.receive("jobs") == {"n": 2}
         assert server.without_ttl(prefix) == []

@@ -433,7 +433,7 @@ class LayerConformance(PresenceConformance):
     @promise
     async def test_group_expiry(self) -> None:
         """A membership ends group_expiry seconds after the channel's last sign of life, not before."""
-        a, b = self.layer(group_expiry=0.4, capacity=1000), self.layer(group_expiry=0.4)
+        a, b = self.layer(group_expiry=0.8, capacity=1000), self.layer(group_expiry=0.8)
         silent, renewed, reading = [await self.member(a, "lease") for _ in range(3)]
         await b.group_add("lease", "queue")
         got: list[Any] = []
@@ -444,7 +444,7 @@ class LayerConformance(PresenceConformance):
 
         reader = asyncio.ensure_future(read())
         for _ in range(4):
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.3)
             await a.group_add("lease", renewed)
         await b.group_send("lease", {"type": "x"})
         await eventually(lambda: got, what="the channel with a waiting receive is a member still")
