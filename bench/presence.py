@@ -25,7 +25,7 @@ from trunkline import ChannelLayer, layer_from_url
 from trunkline.node import Node
 from trunkline.presence import Presence
 
-from .contestants import info, redis
+from .contestants import info, postgres_server, redis
 
 Figures = dict[str, float]
 #: Calls on their way at once.
@@ -133,6 +133,18 @@ def _file_figures(folder: Path) -> Figures:
     return {"memory": float(page * (pages - free))}
 
 
+def _tables_figures(url: str) -> Figures:
+    """What the tables of presence take, with what was deleted in them."""
+    import psycopg
+
+    sizes = " + ".join(
+        f"pg_total_relation_size('trunkline.{table}')" for table in ("keepers", "records", "tagged")
+    )
+    with psycopg.connect(url) as connection:
+        found = connection.execute(f"SELECT {sizes}").fetchone()
+    return {"memory": float(found[0] if found else 0)}
+
+
 def _nothing() -> Figures:
     return {"memory": 0.0}
 
@@ -160,6 +172,8 @@ def main() -> None:
         results["embedded"] = _alone(f"embedded://{folder}/layer", scale, partial(_file_figures, folder))
         with redis(folder) as port:
             results["redis"] = _alone(f"redis://127.0.0.1:{port}", scale, partial(_redis_figures, port))
+        with postgres_server().running(fsync="on", shared_buffers="128MB") as postgres:
+            results["postgres"] = _alone(postgres.url, scale, partial(_tables_figures, postgres.url))
         results["memory"] = _alone("memory://", scale, _nothing)
     print(
         f"{chosen.members:,} members, each a user of its own, in one group; {chosen.nodes} nodes in one process"

@@ -217,7 +217,7 @@ END $$;
 
 -- A record, as it travels: node, key and tag with their lengths in front of them, then the value.
 CREATE OR REPLACE FUNCTION {schema}.record_2(node text, key text, tag bytea, value bytea)
-RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+RETURNS bytea LANGUAGE sql STABLE AS $$
     SELECT int4send(octet_length(node)) || convert_to(node, 'UTF8')
         || int4send(octet_length(key)) || convert_to(key, 'UTF8') || tag || value
 $$;
@@ -553,14 +553,13 @@ BEGIN
             END LOOP;
 
         ELSIF op.kind = 21 THEN
-            FOR it IN
-                SELECT {schema}.record_2(r.node, r.key, r.tag, r.value) AS packed
-                FROM {schema}.keepers k JOIN {schema}.records r ON r.topic = k.topic AND r.node = k.node
-                WHERE k.topic = op.topic AND (k.until > clock OR k.node = self)
-            LOOP
-                places := places || op.place::integer;
+            SELECT count(*) AS n, array_agg({schema}.record_2(r.node, r.key, r.tag, r.value)) AS packed INTO it
+            FROM {schema}.keepers k JOIN {schema}.records r ON r.topic = k.topic AND r.node = k.node
+            WHERE k.topic = op.topic AND (k.until > clock OR k.node = self);
+            IF it.n > 0 THEN
+                places := places || array_fill(op.place::integer, ARRAY[it.n::integer]);
                 extras := extras || it.packed;
-            END LOOP;
+            END IF;
 
         ELSIF op.kind = 22 THEN
             FOR it IN
@@ -624,6 +623,10 @@ BEGIN
     END LOOP;
     IF run_topic IS NOT NULL THEN
         PERFORM pg_notify('trunkline_' || encode(run_topic, 'hex'), run);
+    END IF;
+    IF kinds <@ '{{0,17,21,22}}'::smallint[] THEN  -- what only reads may be done again
+        UPDATE {schema}.nodes n SET seen = clock WHERE n.inbox = me;
+        RETURN;
     END IF;
     UPDATE {schema}.nodes n
     SET batch = write_2.number, codes = write_2.codes, places = write_2.places, extras = write_2.extras, seen = clock
