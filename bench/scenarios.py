@@ -46,7 +46,7 @@ class Scale:
     #: Seconds without any delivery after which what is missing counts as lost.
     patience: float = 1.5
     #: Seconds one run may take.
-    limit: float = 60.0
+    limit: float = 30.0
 
 
 QUICK = Scale(

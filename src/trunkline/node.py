@@ -454,13 +454,18 @@ class Node(Membership):
 
     # 5. Handing over
 
-    async def receive(self, channel: str) -> Message:
+    def receive(self, channel: str) -> Coroutine[Any, Any, Message]:
         """See ``ChannelLayer.receive``."""
-        boxes = self._board.boxes
-        if channel not in boxes:  # seldom: the name is looked at when its mailbox is made
+        if (
+            channel not in self._board.boxes
+        ):  # of those here, the name was looked at when the mailbox was made
             if names.channel(channel).node is None:
-                return await self._receive_queue(channel)
+                return self._receive_queue(channel)
             self._check_owner(channel)
+        return self._receive_here(channel)
+
+    async def _receive_here(self, channel: str) -> Message:
+        boxes = self._board.boxes
         while True:
             if self.closed:
                 raise LayerClosed(f"the layer was closed while waiting on {channel}")
@@ -522,7 +527,7 @@ class Node(Membership):
             except FrameError as error:
                 self._unreadable(error)
                 continue
-            if queue in passed_over(envelope.options):
+            if envelope.options and queue in passed_over(envelope.options):
                 continue
             if envelope.expires <= self._now():
                 self.stats.expired += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -70,6 +71,38 @@ async def test_what_a_consumer_does_not_ask_for_goes_back(server: Server) -> Non
             rest = [await c.transport.pull("jobs") for _ in range(40)]
         assert first == numbers(0, 20)
         assert sorted(rest) == numbers(20, 40)
+
+
+async def test_a_process_that_stands_still_gives_nothing_back_behind_a_quick_consumer(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops for longer than the patience with a hand, right after it was given one: each consumer keeps its order."""
+    monkeypatch.setattr(readers, "_AT_ONCE", 10.0)
+    bound = readers._Line._bound
+
+    def stand_still(line: Any) -> None:
+        bound(line)
+        time.sleep(0.006)
+        line._timer.cancel()
+        line._look(0.0)  # what an earlier hand had set, due in this very turn of the loop
+
+    got: list[list[bytes]] = [[], []]
+
+    async def consume(node: Node, into: list[bytes]) -> None:
+        while True:
+            into.append(await node.transport.pull("jobs"))
+
+    async with nodes(server, 3) as (a, b, c):
+        consumers = [asyncio.create_task(consume(node, into)) for node, into in zip((b, c), got, strict=True)]
+        await asyncio.gather(*[push(a, first, 20) for first in range(0, 200, 20)])
+        monkeypatch.setattr(readers._Line, "_bound", stand_still)
+        for first in range(200, 400, 20):
+            await push(a, first, 20)
+        await eventually(lambda: len(got[0]) + len(got[1]) == 400)
+        for consumer in consumers:
+            consumer.cancel()
+        await asyncio.gather(*consumers, return_exceptions=True)
+    assert got == [sorted(got[0]), sorted(got[1])]
 
 
 async def test_a_wake_for_a_busy_consumer_is_passed_on(server: Server) -> None:
