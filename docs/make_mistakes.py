@@ -109,6 +109,10 @@ trunkline.configure({
             "BACKEND is a URL",
             'trunkline.configure({"default": {"BACKEND": "redis://localhost:6379"}})\n',
         ),
+        Mistake(
+            "One layer's settings in place of all",
+            'trunkline.configure({"BACKEND": "trunkline.layers.InMemoryChannelLayer"})\n',
+        ),
         Mistake("The URL has no scheme", 'trunkline.configure("localhost:6379")\n'),
         Mistake("The scheme is misspelt", 'trunkline.configure("reddis://localhost:6379")\n'),
         Mistake(
@@ -257,6 +261,19 @@ class Chat(AsyncWebsocketConsumer):
     def chat_message(self, event):
         self.send(event["text"])
 """,
+        ),
+        Mistake(
+            "The class of a consumer, and not its application",
+            CHAT.strip()
+            + """
+from trunkline.routing import PathRouter
+
+class Chat(AsyncWebsocketConsumer):
+    groups = ["chat"]
+
+app = PathRouter({"/": Chat})
+"""
+            + TRY.replace("Chat.as_asgi()", "app"),
         ),
         Mistake(
             "No handler for an event",

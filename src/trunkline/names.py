@@ -65,7 +65,8 @@ def group(name: str) -> str:
 
 def _complain(kind: str, name: Any) -> str:
     if not isinstance(name, str):
-        return f"a {kind} name is a str, not {type(name).__name__}: write str({name!r:.60})"
+        fix = "" if name is None else f": write str({name!r:.60})"
+        return f"a {kind} name is a str, not {type(name).__name__}{fix}"
     fix = " (trunkline.safe_group_name(...) makes a legal group name of any text)" if kind == "group" else ""
     shown = name if len(name) <= 120 else f"{name[:120]}…"
     return f"{shown!r} is not a {kind} name: {_RULE}{fix}"

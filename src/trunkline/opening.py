@@ -77,6 +77,10 @@ def configure(layers: Mapping[str, Any] | str | None) -> None:
         raise ConfigurationError(
             f"configure() takes a URL or a dict of alias: settings, not {type(layers).__name__}"
         )
+    if layers is not None and "BACKEND" in layers:
+        raise ConfigurationError(
+            'configure() takes a dict of alias: settings: write {"default": {"BACKEND": …}}'
+        )
     made = {} if layers is None else {alias: make_layer(alias, spec) for alias, spec in layers.items()}
     for text in shared_places(made):
         logger.warning("%s", text)

@@ -509,3 +509,15 @@ def test_as_asgi_shows_the_class_and_its_arguments():
     assert application.__name__ == "Diary"
     assert application.consumer_class is Diary
     assert application.consumer_initkwargs == {"colour": "blue"}
+
+
+async def test_the_class_in_place_of_its_application() -> None:
+    """A consumer's class under a router is told with what to write; arguments of `__init__` stay the subclass's own."""
+
+    class Chat(AsyncConsumer):
+        pass
+
+    async with ApplicationCommunicator(Chat, SCOPE) as client:  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"Chat is a consumer's class, .*: write Chat\.as_asgi\(\)"):
+            await client.wait(10)
+    Chat("anything", scope=1)

@@ -92,6 +92,7 @@ def test_a_ready_made_layer() -> None:
             {"default": {"BACKEND": "no_package.RedisChannelLayer"}},
             'Write "trunkline.layers.RedisChannelLayer", or',
         ),
+        ({"BACKEND": MEMORY}, r'write {"default": {"BACKEND": …}}'),
         ({"default": {"BACKEND": "redis://localhost"}}, "BACKEND names a class, not a URL"),
         ({"default": {"BACKEND": MEMORY, "CONFIG": {"capcity": 1}}}, "did you mean 'capacity'"),
         ({"default": {"BACKEND": MEMORY, "CONFIG": {"capacity": "1"}}}, "capacity is a whole number"),

@@ -101,7 +101,14 @@ class _Consumer:
     _relays: ClassVar[dict[str, ToFrame]] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Accept whatever ``as_asgi`` was given; subclasses take what they need."""
+        """Accept whatever ``as_asgi`` was given; subclasses take what they need.
+
+        Raises:
+            TypeError: A server or router called the class itself, as if it were an application.
+        """
+        if args and isinstance(args[0], dict) and "type" in args[0]:
+            name = type(self).__name__
+            raise TypeError(f"{name} is a consumer's class, not an application: write {name}.as_asgi()")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
