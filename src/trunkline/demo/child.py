@@ -141,8 +141,11 @@ async def _when_alone(stop: Callable[[], None]) -> None:
     """Call ``stop`` once standard input ends, which it does with the process that started this one."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    await reader.read()
+    pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    try:
+        await reader.read()
+    finally:
+        pipe.close()
     stop()
 
 
