@@ -47,6 +47,8 @@ class Contestant:
     alone: bool = False
     #: It has normal channels, whose messages several receivers share.
     queues: bool = True
+    #: It can be used from threads without a loop.
+    threads: bool = True
     #: It is slow, or not what this is about: it plays in the first round only.
     once: bool = False
     packages: tuple[str, ...] = ()
@@ -301,7 +303,7 @@ CONTESTANTS = {
         Contestant(
             "channels-lite", channels_lite, "folder", once=True, packages=("channels-lite", "aiosqlite")
         ),
-        Contestant("bare", bare, "redis", packages=("hiredis",), queues=False),
+        Contestant("bare", bare, "redis", packages=("hiredis",), queues=False, threads=False),
         Contestant("memory", memory, alone=True, packages=("trunkline", "ormsgpack")),
         Contestant("embedded", embedded, "folder", packages=("trunkline", "ormsgpack")),
         Contestant("redis", redis_layer, "redis", packages=("trunkline", "ormsgpack", "hiredis")),

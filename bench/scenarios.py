@@ -382,7 +382,7 @@ async def subscribers(stage: Stage) -> Figures:
         joined = others[:wanted]
         volley = Volley([sender], joined, ["room"], group=True, tasks=10)
         await volley.fire(stage, 1)
-        count = max(1, int(300 * stage.scale.seconds))
+        count = max(1, int(50 * stage.scale.seconds))
         before = stage.place.served()
         _, found = await volley.fire(stage, count)
         after = stage.place.served()
@@ -435,11 +435,13 @@ class Scenario:
     title: str
     play: Callable[[Stage], Awaitable[Figures]]
     #: What else a contestant has to have to take part.
-    asks: Literal["nothing", "server", "queues"] = "nothing"
+    asks: Literal["nothing", "server", "queues", "threads"] = "nothing"
 
     def takes(self, contestant: Contestant) -> bool:
         if self.asks == "server":
             return contestant.needs == "redis"
+        if self.asks == "threads":
+            return contestant.threads
         return self.asks == "nothing" or contestant.queues
 
 
@@ -468,5 +470,5 @@ SCENARIOS = {
         subscribers,
         "server",
     ),
-    "sync": Scenario("async_to_sync(layer.group_send) from 4 plain threads", sync),
+    "sync": Scenario("async_to_sync(layer.group_send) from 4 plain threads", sync, "threads"),
 }
