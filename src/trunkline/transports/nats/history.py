@@ -27,6 +27,8 @@ _HEAD = struct.Struct(">QIQB")
 _DAY = 86_400
 #: What is above the size is purged when it is so many, or a part of the size.
 _SLACK, _PART = 32, 4
+#: Topics whose newest entry is known without asking.
+_KNOWN = 10_000
 _WRONG_LAST, _NO_STREAM, _NO_MESSAGE = 10071, 10059, 10037
 
 
@@ -87,6 +89,8 @@ class History:
             made: dict[str, Any] = {"error": {"err_code": _NO_STREAM}} if status else json.loads(answer)
             error = made.get("error")
             if error is None:
+                if len(self._newest) >= _KNOWN:
+                    self._newest.clear()
                 self._newest[topic] = place + 1, mark, made["seq"]
                 self._trim(subject, place + 1, size)
                 return place + 1, before
@@ -131,7 +135,7 @@ class History:
             ) -> None:
                 to.append(_entry(payload, number, stored))
 
-            await self._ensure()
+            await self.ensure()
             try:
                 await link.read_stream(self._stream, [subject], read)
                 return entries
@@ -142,7 +146,7 @@ class History:
             await asyncio.sleep(0.1)
 
     async def _last(self, subject: str) -> _Entry:
-        await self._ensure()
+        await self.ensure()
         link = self._link
         until = link.loop.time() + 2 * link.deadline
         while True:
@@ -156,12 +160,12 @@ class History:
                 return _NOTHING
             if error.get("err_code") == _NO_STREAM:
                 self._exists = False
-                await self._ensure()
+                await self.ensure()
             elif link.loop.time() > until:
                 raise unavailable(link.access, f"JetStream: {error['description']}")
             await asyncio.sleep(0.05)
 
-    async def _ensure(self) -> None:
+    async def ensure(self, *, now: bool = False) -> None:
         """Make the stream unless it is there.
 
         Raises:
@@ -174,7 +178,7 @@ class History:
             "storage": self._storage, "num_replicas": self._replicas, "allow_msg_ttl": True,
             "duplicate_window": 60_000_000_000,
         }  # fmt: skip
-        await make_stream(self._link, config, self._link.deadline)
+        await make_stream(self._link, config, self._link.deadline, now=now)
         self._exists = True
 
     def forget(self) -> None:

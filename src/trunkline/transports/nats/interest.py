@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Interest"]
 
 #: Seconds that a node which comes waits for all servers to answer, some of which may have no node; how often it asks.
-_MOMENT, _TIMES = 0.25, 5
+_MOMENT, _TIMES = 0.5, 10
 #: Seconds that a server may owe an answer, and for how long it is not asked when it did not give one.
 _PATIENCE, _LATER = 2.5, 10.0
 

@@ -181,7 +181,9 @@ class NatsTransport(Transport):
             took = time.monotonic() - asked
             link.set_clock(stamp(made["ts"]), max(took, 0.05))
         if first and link.clustered and self._queues is not None:
-            await self._queues.ensure(self._deadline, now=True)  # while the cluster has all its servers
+            # While the cluster has all its servers.
+            await self._queues.ensure(self._deadline, now=True)
+            await self._remembered().ensure(now=True)
         self._loading = {}
         try:
             if made.get("state", {}).get("messages"):
