@@ -105,7 +105,7 @@ async def test_a_management_command_throws_everyone_out(site: Site) -> None:
         for socket in (ada, bob):
             with pytest.raises(ConnectionClosed):
                 await heard(socket)
-            assert socket.close_code == 4001
+            assert socket.protocol.close_code == 4001
 
 
 async def test_a_command_reaches_one_socket_by_its_database_row(site: Site) -> None:

@@ -93,6 +93,6 @@ def test_their_settings_are_ours() -> None:
         for name, parameter in inspect.signature(layer.__init__).parameters.items()
         if parameter.default is not parameter.empty and name != "channel_layer"
     }
-    assert len(config) >= 11
+    assert len(config) >= 9
     layer = RedisChannelLayer(**config)
     assert (layer.expiry, layer.group_expiry, layer.capacity) == (60, 86400, 100)
