@@ -89,7 +89,7 @@ class ChannelLayer:
                 fix = (
                     "say which groups remember: history={'room.*': {'size': 100, 'seconds': 3600}}"
                     if name == "history" and name in self._first.features
-                    else "the memory, embedded and Redis layers have all"
+                    else "the memory, embedded, Redis and PostgreSQL layers have all"
                 )
                 raise ConfigurationError(
                     f"requires: this layer, on {type(self._first).__name__}, has {have}, and no {name}: {fix}"

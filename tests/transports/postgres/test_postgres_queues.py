@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -125,3 +126,31 @@ async def test_a_step_is_done_as_far_as_there_is_room(postgres: Postgres) -> Non
         rest = [await b.transport.pull("jobs") for _ in range(8)]
         assert rest[:5] == numbers(0, 5)
         assert [await a.transport.pull("other") for _ in range(4)] == numbers(0, 4)
+
+
+async def test_a_process_that_stands_still_gives_nothing_back_behind_a_quick_consumer(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops for longer than the patience with a hand, right after it was given one: its consumer has a turn first."""
+    monkeypatch.setattr(readers, "_AT_ONCE", 10.0)
+    bound, leave, given_back = readers._Line._bound, readers._Line._leave, []
+
+    def stand_still(line: Any) -> None:
+        bound(line)
+        if line._timer is not None:
+            time.sleep(0.006)
+            line._timer.cancel()
+            line._look(0.0)  # what an earlier hand had set, due in this very turn of the loop
+
+    def leaving(line: Any) -> None:
+        given_back.extend(line._hand)
+        leave(line)
+
+    async with nodes(postgres, 2) as (a, b):
+        await push(a, 0, 100)
+        assert [await b.transport.pull("jobs") for _ in range(80)] == numbers(0, 80)
+        monkeypatch.setattr(readers._Line, "_bound", stand_still)
+        monkeypatch.setattr(readers._Line, "_leave", leaving)
+        await push(a, 100, 100)
+        assert [await b.transport.pull("jobs") for _ in range(120)] == numbers(80, 120)
+        assert not given_back

@@ -160,15 +160,16 @@ class _Line:
         if size > _MOST_BYTES:
             self._most = max(self._most * _MOST_BYTES // (2 * size), 1)
         if self._timer is None:
-            self._timer = self._loop.call_later(_PATIENCE, self._look)
+            self._timer = self._loop.call_later(_PATIENCE, self._look, self._given_at)
 
-    def _look(self) -> None:
+    def _look(self, given_at: float) -> None:
         self._timer = None
         if self._waiting or self._take is not None or not (self._hand or self._listed or self._woken):
             return
         rest = self._given_at + _PATIENCE - time.monotonic()
-        if rest > 0:
-            self._timer = self._loop.call_later(rest, self._look)
+        # However late it is: who was given something in this very turn of the loop has a turn first.
+        if rest > 0 or self._given_at != given_at:
+            self._timer = self._loop.call_later(max(rest, 0.0), self._look, self._given_at)
         else:
             if self._hand:
                 self._most = max(self._given - len(self._hand), 1)
