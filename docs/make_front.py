@@ -26,6 +26,7 @@ CHAT = {
     "handler on redis": "Trunkline, Redis, a handler for each socket",
     "channels on redis": "Django Channels on Trunkline, Redis",
     "channels on core": "Django Channels on channels_redis",
+    "channels on pubsub": "Django Channels on channels_redis, pub/sub",
     "socket.io": "socket.io with its Redis adapter (Node)",
 }
 FIGURES = {"deliveries/s": "deliveries/s", "server cpu µs/delivery": "server CPU, µs/delivery"}
