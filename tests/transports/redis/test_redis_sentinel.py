@@ -204,7 +204,8 @@ async def test_without_sentinels_it_stays(watched: Watched, tmp_path: Path) -> N
             await node.transport.publish("room", b"1", TTL)
             assert node.reconnects == 0
             own.sentinels[0].start()
-            own.sentinels[0].call("SENTINEL", "FAILOVER", own.name)
+            # It has to find the replica anew before it can have it promoted; until then it refuses.
+            await eventually(lambda: own.sentinels[0].call("SENTINEL", "FAILOVER", own.name) == b"OK")
             await eventually(lambda: node.reconnects)
             await node.transport.publish("room", b"2", TTL)
             assert node.frames == [b"1", b"2"]
@@ -231,7 +232,7 @@ async def test_shards_are_masters_by_name(watched: Watched, tmp_path: Path) -> N
                 await b.transport.subscribe(topic)
                 await a.transport.publish(topic, topic.encode(), TTL)
             await eventually(lambda: len(b.frames) == 20)
-            own.sentinels[0].call("SENTINEL", "FAILOVER", own.name)
+            assert own.sentinels[0].call("SENTINEL", "FAILOVER", own.name) == b"OK"
             await eventually(lambda: a.reconnects and b.reconnects)
             for topic in topics:
                 await a.transport.publish(topic, topic.encode(), TTL)
