@@ -54,6 +54,8 @@ CORE = {
     "sync",
     "logs",
 }
+#: What a transport may import beside its own package.
+SHARED = {"transport", "names", "errors", "continuity", "clock", "line", "logs", "settings"}
 DRIVERS = {
     "hiredis": "transports.redis",
     "sqlite3": "transports.embedded",
@@ -140,14 +142,22 @@ def test_the_core_knows_no_transport(name: str) -> None:
             assert imported.split(".")[0] in CORE, f"{name} imports {imported}"
 
 
+@pytest.mark.parametrize("name", sorted(SHARED - {"settings"}))
+def test_what_transports_share(name: str) -> None:
+    """It knows no transport, and nothing of what is above."""
+    for imported, ours in imports(name, MODULES[name]):
+        assert not ours or imported in SHARED, f"{name} imports {imported}"
+
+
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("transports.")])
 def test_transports(name: str) -> None:
-    """A transport imports the contract, names, errors, continuity, clock, logs and its own package; never another's."""
+    """A transport imports the contract, what all transports may share, and its own package; never another's."""
     own = ".".join(name.split(".")[:2])
     for imported, ours in imports(name, MODULES[name]):
         if ours:
-            allowed = imported in {"transport", "names", "errors", "continuity", "clock", "logs", "settings"}
-            assert allowed or imported == own or imported.startswith(own + "."), f"{name} imports {imported}"
+            assert imported in SHARED or imported == own or imported.startswith(own + "."), (
+                f"{name} imports {imported}"
+            )
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.split(".")[0] in OUTSIDE])

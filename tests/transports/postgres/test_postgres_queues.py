@@ -5,47 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from faults.postgres_node import Node
-from faults.redis_load import TTL, unique
 from postgres_server import Postgres
+from transports.lines import numbers, opened, push
+from trunkline import line as lines
 from trunkline.errors import ChannelFull
-from trunkline.transports.postgres import readers
 from trunkline.transports.postgres.pace import Pace
 
 #: No poll comes to the help of a wake that was forgotten.
 RARE = Pace(heartbeat=60.0, life=180.0)
 
 
-@contextlib.asynccontextmanager
-async def nodes(server: Postgres, count: int) -> AsyncIterator[list[Node]]:
-    prefix = unique()
-    async with contextlib.AsyncExitStack() as stack:
-        yield [
-            await stack.enter_async_context(Node(server.url, prefix, _pace=RARE, deadline=10.0))
-            for _ in range(count)
-        ]
-
-
-async def push(node: Node, first: int, count: int, capacity: int = 1000, queue: str = "jobs") -> list[Any]:
-    """Push so many numbers in one turn of the loop; returns what became of each."""
-    pushes = [node.transport.push(queue, frame, capacity, TTL) for frame in numbers(first, count)]
-    return await asyncio.gather(*pushes, return_exceptions=True)
-
-
-def numbers(first: int, count: int) -> list[bytes]:
-    return [b"%03d" % number for number in range(first, first + count)]
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every consumer counts as one that is back at once, however busy the machine."""
-    for patience in ("_AT_ONCE", "_PATIENCE"):
-        monkeypatch.setattr(readers, patience, 10.0)
+def nodes(server: Postgres, count: int) -> contextlib.AbstractAsyncContextManager[list[Node]]:
+    return opened(lambda prefix: Node(server.url, prefix, _pace=RARE, deadline=10.0), count)
 
 
 @pytest.mark.usefixtures("quick")
@@ -132,8 +108,8 @@ async def test_a_process_that_stands_still_gives_nothing_back_behind_a_quick_con
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stops for longer than the patience with a hand, right after it was given one: its consumer has a turn first."""
-    monkeypatch.setattr(readers, "_AT_ONCE", 10.0)
-    bound, looked = readers._Line._bound, []
+    monkeypatch.setattr(lines, "_AT_ONCE", 10.0)
+    bound, looked = lines.Line._bound, []
 
     def stand_still(line: Any) -> None:
         bound(line)
@@ -147,7 +123,7 @@ async def test_a_process_that_stands_still_gives_nothing_back_behind_a_quick_con
     async with nodes(postgres, 2) as (a, b):
         await push(a, 0, 100)
         assert [await b.transport.pull("jobs") for _ in range(80)] == numbers(0, 80)
-        monkeypatch.setattr(readers._Line, "_bound", stand_still)
+        monkeypatch.setattr(lines.Line, "_bound", stand_still)
         await push(a, 100, 100)
         assert [await b.transport.pull("jobs") for _ in range(120)] == numbers(80, 120)
         assert looked

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from faults.redis_load import TTL, Node, eventually, unique
 from servers import Server
+from transports.lines import numbers, opened, push
+from trunkline import line as lines
 from trunkline.errors import ChannelFull
-from trunkline.transports.redis import readers
 from trunkline.transports.redis.pace import Pace
 from trunkline.transports.redis.scripts import LEAVE, PUSH, TAKE
 
@@ -23,33 +23,8 @@ RARE = Pace(heartbeat=60.0, life=180.0)
 KEYS = ("frames", "deadlines", "idle", "last", "refused")
 
 
-@contextlib.asynccontextmanager
-async def nodes(server: Server, count: int) -> AsyncIterator[list[Node]]:
-    prefix = unique()
-    async with contextlib.AsyncExitStack() as stack:
-        yield [
-            await stack.enter_async_context(Node(server, prefix, _pace=RARE, deadline=10.0))
-            for _ in range(count)
-        ]
-
-
-async def push(node: Node, first: int, count: int, capacity: int = 1000) -> list[Any]:
-    """Push so many numbers in one turn of the loop; returns what became of each."""
-    pushes = [
-        node.transport.push("jobs", b"%03d" % number, capacity, TTL) for number in range(first, first + count)
-    ]
-    return await asyncio.gather(*pushes, return_exceptions=True)
-
-
-def numbers(first: int, count: int) -> list[bytes]:
-    return [b"%03d" % number for number in range(first, first + count)]
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every consumer counts as one that is back at once, however busy the machine."""
-    for patience in ("_AT_ONCE", "_PATIENCE"):
-        monkeypatch.setattr(readers, patience, 10.0)
+def nodes(server: Server, count: int) -> contextlib.AbstractAsyncContextManager[list[Node]]:
+    return opened(lambda prefix: Node(server, prefix, _pace=RARE, deadline=10.0), count)
 
 
 @pytest.mark.usefixtures("quick")
@@ -77,8 +52,8 @@ async def test_a_process_that_stands_still_gives_nothing_back_behind_a_quick_con
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stops for longer than the patience with a hand, right after it was given one: each consumer keeps its order."""
-    monkeypatch.setattr(readers, "_AT_ONCE", 10.0)
-    bound = readers._Line._bound
+    monkeypatch.setattr(lines, "_AT_ONCE", 10.0)
+    bound = lines.Line._bound
 
     def stand_still(line: Any) -> None:
         bound(line)
@@ -95,7 +70,7 @@ async def test_a_process_that_stands_still_gives_nothing_back_behind_a_quick_con
     async with nodes(server, 3) as (a, b, c):
         consumers = [asyncio.create_task(consume(node, into)) for node, into in zip((b, c), got, strict=True)]
         await asyncio.gather(*[push(a, first, 20) for first in range(0, 200, 20)])
-        monkeypatch.setattr(readers._Line, "_bound", stand_still)
+        monkeypatch.setattr(lines.Line, "_bound", stand_still)
         for first in range(200, 400, 20):
             await push(a, first, 20)
         await eventually(lambda: len(got[0]) + len(got[1]) == 400)

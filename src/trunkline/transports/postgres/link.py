@@ -121,7 +121,7 @@ class Link:
 
     async def close(self, error: Exception) -> None:
         """Finish what is on its way, say good-bye, leave nothing behind."""
-        self.readers.give_back()
+        self.readers.leave()
         until = time.monotonic() + 1.0
         while self.up and self.outbox.busy and time.monotonic() < until:  # noqa: ASYNC110 - once, at the end
             await asyncio.sleep(0.002)

@@ -91,12 +91,15 @@ class Op(Sent):
         number: int = 0,
         ttl: int = 0,
         expires: float = FOR_EVER,
+        future: asyncio.Future[Any] | None = None,
     ) -> None:
         super().__init__(wire if chained else None, body)
         self.kind, self.name, self.wire, self.number, self.ttl = kind, name, wire, number, ttl
         self.tries = 0
         self.expires = time.monotonic() + expires
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[Any] = (
+            asyncio.get_running_loop().create_future() if future is None else future
+        )
 
 
 class Outbox:

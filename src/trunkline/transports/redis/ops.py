@@ -248,18 +248,17 @@ class Remember(Op):
         )  # fmt: skip
 
 
-class Push(Op):
-    """One frame for a shared queue. It travels in a ``Batch``."""
+class Push:
+    """One frame for a shared queue, no operation by itself: it travels in a ``Batch``."""
 
-    __slots__ = ("capacity", "keys", "queue", "ttl")
+    __slots__ = ("body", "capacity", "expires", "future", "keys", "outbox", "queue", "ttl")
 
     def __init__(
         self, outbox: Outbox, keys: tuple[bytes, ...], queue: str, frame: bytes, capacity: int, ttl: float
     ) -> None:
-        # What is numbered is its batch; so the rest of an operation stays unset, once for every message.
         self.outbox, self.body = outbox, b"+" + frame
         self.expires = time.monotonic() + ttl
-        self.future = outbox.loop.create_future()
+        self.future: asyncio.Future[None] = outbox.loop.create_future()
         self.keys = keys
         self.queue, self.capacity, self.ttl = queue, capacity, ttl
 

@@ -87,7 +87,7 @@ class Outbox:
         self._elsewhere = False
         self._fence: _Fence | None = None
         self._trouble: BaseException | str = "not connected yet"
-        self._waiting: deque[Op] = deque()
+        self._waiting: deque[Op | Push] = deque()
         self._waiting_bytes = 0
         self._sweeper: asyncio.TimerHandle | None = None
         self._logs: dict[bytes, _Log] = {}
@@ -96,7 +96,7 @@ class Outbox:
 
     # -- in
 
-    def submit(self, op: Op) -> None:
+    def submit(self, op: Op | Push) -> None:
         """Send it, or keep it until it can be sent.
 
         Raises:
@@ -121,7 +121,7 @@ class Outbox:
         self._waiting = deque(op for op in self._waiting if not op.future.done())
         self._waiting_bytes = sum(len(op.body) for op in self._waiting)
 
-    def _send_new(self, op: Op) -> None:
+    def _send_new(self, op: Op | Push) -> None:
         if isinstance(op, Push):
             self._gather(op)
             return
@@ -308,9 +308,9 @@ class Outbox:
             if op is not after:
                 connection.send(op.commands(), op)
         waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
-        for op in waiting:
-            if not op.future.done():
-                self._send_new(op)
+        for late in waiting:
+            if not late.future.done():
+                self._send_new(late)
 
     def resume(self, connection: Line, *, forgetful: bool) -> None:
         """Go on over a new connection. ``forgetful``: the server may have lost what it answered."""
