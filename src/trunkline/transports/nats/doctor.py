@@ -151,7 +151,7 @@ async def _use(link: Link) -> list[Finding]:
     found: list[Finding] = []
     topic = f"doctor.{link.node}"
     for what, call in (
-        ("subscribe to groups", link.subscribe(topic)),
+        ("subscribe to groups", link.topics.subscribe(topic)),
         ("publish to groups", _publish(link, topic)),
         ("post to a process", _post(link)),
     ):
@@ -161,7 +161,7 @@ async def _use(link: Link) -> list[Finding]:
         except (TrunklineError, TimeoutError) as error:
             allow = f'allow the user to publish and subscribe to "{link.subjects.root}.>" and to publish to "$JS.>"'
             found.append(Finding("error", f"it is not possible to {what}: {error or 'no answer'}", allow))
-    link.unsubscribe(topic)
+    link.topics.unsubscribe(topic)
     if not found:
         found.append(Finding("ok", f"we may publish and subscribe below {link.subjects.root}.>"))
     trips: list[float] = []

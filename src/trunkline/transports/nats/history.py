@@ -137,7 +137,7 @@ class History:
 
             await self.ensure()
             try:
-                await link.read_stream(self._stream, [subject], read)
+                await link.reading.read(self._stream, [subject], read)
                 return entries
             except (TransportUnavailable, TimeoutError) as error:
                 self._exists = False

@@ -12,19 +12,20 @@ import json
 import logging
 import os
 import random
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
 from typing import Any
 
-from ...continuity import REPEATED, Foreign, Receiver, Sender, Sent
+from ...continuity import REPEATED, Sender, Sent
 from ...errors import ChannelFull, ConfigurationError, LayerClosed, MessageTooLarge, TransportUnavailable
 from ...transport import Arrivals
+from .inbox import ANSWER, FULL, POST, Inbox
 from .interest import Interest
+from .reading import Reading, status
 from .servers import Access
 from .subjects import Subjects
+from .topics import Topics
 from .wire import Wire, connect, unavailable
 
 __all__ = ["Answer", "Link", "Op"]
@@ -41,19 +42,8 @@ _KNOCK = 0.03
 #: Seconds that answered publishes are kept, for a server that dies with what it has confirmed.
 _WINDOW, _WINDOW_BYTES = 3.0, 8 << 20
 _HEARTBEAT = 2.5
-#: Seconds before an interruption from which logs are read again: what is read twice is delivered once.
-_OVERLAP_MS = 2000
-#: Topics one reading of the log names; of more it reads everything.
-_NAMED, _ENTRIES = 100, 500
-
-#: What a post begins with: sender, number, floor of its numbers, capacity (0: no bound), flags, length of the channel.
-_POST = struct.Struct(">8sQQIBB")
-_ANSWER = struct.Struct(">QB")
-_OK, _FULL, _HERE = 0, 1, 2
 
 Answer = tuple[bytes, bytes]
-#: What is done with an entry of a stream: its subject, its payload, when it was stored in ms, its number.
-Entry = Callable[[bytes, bytes, int, int], None]
 
 
 class Op(Sent):
@@ -135,17 +125,13 @@ class Link:
         self.node = node
         self.recover = recover
         self.deadline = deadline
-        self._arrivals = arrivals
         self._greet, self._control, self._resumed = greet, control, resumed
         self._on_disconnect, self._on_reconnect = on_disconnect, on_reconnect
         self._context = access.context()
-        self._retention = retention
         self.sid = os.urandom(8)
         self.sender: Sender[Op] = Sender(
             self.sid, retention=retention, window=_WINDOW, window_bytes=_WINDOW_BYTES
         )
-        # Without a log there is nothing to wait for: a hole is told at once.
-        self.receiver = Receiver(retention=retention, slack=0.25, patience=1.5 if recover else 0.0)
         self.wire: Wire | None = None
         self._servers = list(access.servers)
         self._offset = time.time() - time.monotonic()
@@ -174,37 +160,26 @@ class Link:
         self._known: set[str] = set()
         self._away: dict[str, deque[Op]] = {}
         self._knocking: asyncio.TimerHandle | None = None
-        self._seen: dict[bytes, dict[int, int]] = {}
-        self._counts: dict[str, int] = {}
-        #: Sender -> the last post of its that waits for the log to be read.
-        self._aside: dict[bytes, int] = {}
-        self._answers: dict[bytes, list[bytes]] = {}
         # in
         self._sids = 0
-        self._topics: dict[bytes, tuple[bytes, str]] = {}
-        self._by_sid: dict[bytes, bytes] = {}
+        self.topics = Topics(self, arrivals, recover=recover, retention=retention)
+        self.inbox = Inbox(self, self.topics, arrivals)
+        self.reading = Reading(self)
         self._handlers: dict[bytes, Callable[[bytes, bytes, bytes, bytes], None]] = {}
         self._fixed: list[tuple[bytes, bytes]] = []
-        self._listen(subjects.node(node), self._posted)
+        self._listen(subjects.node(node), self.inbox.posted)
         self._listen(subjects.answers + b".*", self._answered)
         self._listen(subjects.deliveries + b".*", delivered)
         self._listen(subjects.bindings, lambda subject, reply, payload, header: control(subject, payload))
         self._listen(subjects.control, self._told)
-        self._listen(subjects.log, self._entry)
+        self._listen(subjects.log, self.reading.heard)
         self.interest = Interest(self)
         self._handlers.update(self.interest.handlers)
         #: What the server said it does not allow us.
         self._refusals: deque[str] = deque(maxlen=50)
         self._alive_ms = 0
         self._ponged_at = 0.0
-        self._reading: asyncio.Task[None] | None = None
         self._greeting: asyncio.Task[None] | None = None
-        self._readings = 0
-        self._one_reading = asyncio.Lock()
-        self._read_page: asyncio.Future[int] | None = None
-        self._read_count = self._read_left = 0
-        self._reader: Entry = self._logged
-        self._behind: list[asyncio.Future[None]] = []
 
     # -- life
 
@@ -219,12 +194,12 @@ class Link:
 
     async def close(self) -> None:
         until = self.loop.time() + 1.0
-        while self.up and (self.sender.busy or self._answers) and self.loop.time() < until:
+        while self.up and (self.sender.busy or self.inbox.answering) and self.loop.time() < until:
             if self._task is not None and self._task.done():
                 break
             await asyncio.sleep(0.005)
         if self.up:
-            self._send_raw(
+            self.send_raw(
                 b"PUB %b %d\r\nbye %b\r\n" % (self.subjects.control, 4 + len(self.node), self.node.encode())
             )
             if self._task is not None and self._task.done():
@@ -237,7 +212,7 @@ class Link:
                 except (TransportUnavailable, TimeoutError):
                     log.info("%s was gone before we could say good-bye", self.access.address)
         self._closed = True
-        tasks = [task for task in (self._task, self._reading, self._greeting) if task is not None]
+        tasks = [task for task in (self._task, self.topics.reading, self._greeting) if task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -247,7 +222,7 @@ class Link:
 
     def abandon(self) -> None:
         self._closed = True
-        for task in (self._task, self._reading, self._greeting):
+        for task in (self._task, self.topics.reading, self._greeting):
             if task is not None:
                 task._log_destroy_pending = False  # type: ignore[attr-defined] # it ends here, and that is meant
         if self.wire is not None:
@@ -259,7 +234,7 @@ class Link:
                 timer.cancel()
         futures = [op.future for op in (*self._asked.values(), *self._waiting)]
         pinged = [op.future for ping in (*self._pings, self._unconfirmed) for op in ping]
-        for future in (*futures, *pinged, *self._behind, self._opened):
+        for future in (*futures, *pinged, *self.topics.waiting(), self._opened):
             _raise(future, error)
 
     async def _hang_up(self) -> None:
@@ -314,15 +289,15 @@ class Link:
         self._silent_since = 0.0
         async with asyncio.timeout(2 * self.deadline):
             first = not self.met
-            if not first and self.recover:
-                self.receiver.interrupted(self._alive_ms - _OVERLAP_MS)
-            for sid, subject in (*self._fixed, *[(sid, topic) for topic, (sid, _) in self._topics.items()]):
-                self._send_raw(b"SUB %b %b\r\n" % (subject, sid))
+            if not first:
+                self.topics.interrupted(self._alive_ms)
+            for sid, subject in (*self._fixed, *self.topics.subscriptions()):
+                self.send_raw(b"SUB %b %b\r\n" % (subject, sid))
             if self.clustered:
                 servers = set(wire.info.get("connect_urls") or ())
-                self._send_raw(self.interest.at(wire.info["server_id"], len(servers)))
+                self.send_raw(self.interest.at(wire.info["server_id"], len(servers)))
             here = b"here %b %b" % (self.node.encode(), self.interest.home)
-            self._send_raw(b"PUB %b %d\r\n%b\r\n" % (self.subjects.control, len(here), here))
+            self.send_raw(b"PUB %b %d\r\n%b\r\n" % (self.subjects.control, len(here), here))
             self._refusals.clear()
             subscribed = Op(self, b"", b"", 2 * self.deadline)
             self._ping(subscribed)
@@ -342,11 +317,7 @@ class Link:
             self._opened.set_result(None)
             return
         log.info("%s is back", self.access.address)
-        if not self.recover and self._topics:
-            self._arrivals.gap(
-                None, "the connection to NATS was lost for a moment; recover=True would have caught up"
-            )
-        self._read_log()
+        self.topics.resumed()
         self._greeting = self.loop.create_task(self._greet_again(), name="trunkline nats greeting")
         self._on_reconnect(self.access.address)
 
@@ -364,10 +335,8 @@ class Link:
         self.up = False
         self._pings.clear()
         self._out, self._unconfirmed = [], []
-        self._answers.clear()
-        if self._reading is not None:
-            self._reading.cancel()
-            self._reading = None
+        self.inbox.interrupted()
+        self.topics.stop()
         if self._greeting is not None:
             self._greeting.cancel()
 
@@ -420,7 +389,7 @@ class Link:
         """Take over the server's time; one that our own cannot be told from changes nothing."""
         if abs(seconds - self.now()) > error:
             self._offset += seconds - self.now()
-            self.receiver.rebase(int(self.now() * 1000))
+            self.topics.rebase(int(self.now() * 1000))
 
     # -- out
 
@@ -477,7 +446,7 @@ class Link:
         body = op.body
         if op.node:
             channel = op.channel.encode()
-            head = _POST.pack(self.sid, op.seq, self.sender.floor, op.capacity, op.flags, len(channel))
+            head = POST.pack(self.sid, op.seq, self.sender.floor, op.capacity, op.flags, len(channel))
             body = head + channel + body
         if op.header:
             out.append(
@@ -497,7 +466,7 @@ class Link:
                 b"PUB %b %b.%d %d\r\n%b\r\n" % (op.subject, self.subjects.answers, op.seq, len(body), body)
             )
 
-    def _send_raw(self, data: bytes) -> None:
+    def send_raw(self, data: bytes) -> None:
         if not self._out:
             self.loop.call_soon(self._flush)
         self._out.append(data)
@@ -505,7 +474,7 @@ class Link:
     def say(self, subject: bytes, payload: bytes, reply: bytes = b"") -> None:
         """Publish something that nobody confirms; nothing happens without a connection."""
         if self.wire is not None:
-            self._send_raw(b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(payload), payload))
+            self.send_raw(b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(payload), payload))
 
     def _ping(self, op: Op | None) -> None:
         if not self._out:
@@ -523,11 +492,8 @@ class Link:
         wire = self.wire
         if wire is None:
             return
-        if self._answers:
-            answers, self._answers = self._answers, {}
-            for inbox, parts in answers.items():
-                payload = b"".join(parts)
-                out.append(b"PUB %b.0 %d\r\n%b\r\n" % (inbox, len(payload), payload))
+        if self.inbox.answering:
+            out += self.inbox.answers()
         if self._unconfirmed:
             self._pings.append(self._unconfirmed)
             self._unconfirmed = []
@@ -554,7 +520,7 @@ class Link:
         op = Op(self, b"", b"", ttl)
         op.confirm = True
         self._unconfirmed.append(op)
-        self._send_raw(b"")
+        self.send_raw(b"")
         await op.future
 
     async def request(
@@ -613,7 +579,7 @@ class Link:
         """Ask JetStream; the answer may hold an ``error``. Without JetStream its code is 503."""
         body, header = await self.request(f"$JS.API.{subject}", payload, now=now)
         if header:
-            return {"error": {"code": _status(header), "err_code": 0, "description": "no responders"}}
+            return {"error": {"code": status(header), "err_code": 0, "description": "no responders"}}
         answer: dict[str, Any] = json.loads(body)
         return answer
 
@@ -631,79 +597,26 @@ class Link:
         self.submit(op)
         return op
 
-    def _posted(self, subject: bytes, reply: bytes, payload: bytes, header: bytes) -> None:
-        try:
-            sid, seq, floor, capacity, flags, length = _POST.unpack_from(payload)
-        except struct.error:
-            self._arrivals.deliver(payload)  # for the layer to count and to log
-            return
-        seen = self._seen.get(sid)
-        if seen is None:
-            seen = self._seen[sid] = {}
-        outcome = seen.get(seq) if flags & REPEATED else None
-        if outcome is None:
-            outcome = _OK
-            if capacity:
-                channel = payload[_POST.size : _POST.size + length].decode()
-                count = self._counts.get(channel, 0)
-                if count >= capacity:
-                    outcome = _FULL
-                else:
-                    self._counts[channel] = count + 1
-            seen[seq] = outcome
-            if len(seen) > 2048:
-                self._seen[sid] = {number: was for number, was in seen.items() if number >= floor}
-            if outcome == _OK:
-                self._take_post(sid, seq, payload[_POST.size + length :])
-        inbox, _, _ = reply.rpartition(b".")
-        if not self._answers:
-            self._send_raw(b"")
-        self._answers.setdefault(inbox, []).append(_ANSWER.pack(seq, outcome))
-
-    def _take_post(self, sid: bytes, seq: int, body: bytes) -> None:
-        if not self.receiver.recovering or seq <= self._aside.get(sid, 0):
-            self._arrivals.deliver(body)  # at once; or late already, as one that was sent again
-            return
-        self._aside[sid] = seq
-        # Set aside with what was published, so that one sender's frames stay in their order.
-        inbox = self.subjects.node(self.node)
-        if not self.receiver.hears(inbox):
-            self.receiver.join(inbox, 0)
-        sent = Sent(inbox, body)
-        sent.seq = seq
-        self.receiver.push(inbox, Sender[Sent](sid, retention=1).frame(sent))
-
-    def taken(self, channel: str, count: int) -> None:
-        left = self._counts.get(channel, 0) - count
-        if left > 0:
-            self._counts[channel] = left
-        else:
-            self._counts.pop(channel, None)
-
     # -- in
 
-    def _listen(self, subject: bytes, handler: Callable[[bytes, bytes, bytes, bytes], None]) -> None:
+    def new_sid(self) -> bytes:
+        """The name of a new subscription."""
         self._sids += 1
-        sid = b"%d" % self._sids
+        return b"%d" % self._sids
+
+    def _listen(self, subject: bytes, handler: Callable[[bytes, bytes, bytes, bytes], None]) -> None:
+        sid = self.new_sid()
         self._handlers[sid] = handler
         self._fixed.append((sid, subject))
 
     def message(self, sid: bytes, subject: bytes, reply: bytes, payload: bytes, header: bytes) -> None:
-        topic = self._by_sid.get(sid)
-        if topic is None:
-            handler = self._handlers.get(sid)
-            if handler is not None:
-                handler(subject, reply, payload, header)
+        topic = self.topics.by_sid.get(sid)
+        if topic is not None:
+            self.topics.heard(topic, payload)
             return
-        try:
-            body = self.receiver.push(topic, payload)
-        except Foreign:
-            self._arrivals.deliver(payload)  # for the layer to count and to log
-            return
-        if body is not None:
-            self._arrivals.deliver(body)
-        elif self.receiver.recovering:
-            self._read_log()
+        handler = self._handlers.get(sid)
+        if handler is not None:
+            handler(subject, reply, payload, header)
 
     def pong(self) -> None:
         self._alive_ms = int(self.now() * 1000)
@@ -725,7 +638,7 @@ class Link:
     def _answered(self, subject: bytes, reply: bytes, payload: bytes, header: bytes) -> None:
         seq = int(subject[subject.rindex(b".") + 1 :])
         if not seq:
-            for number, outcome in _ANSWER.iter_unpack(payload):
+            for number, outcome in ANSWER.iter_unpack(payload):
                 self._post_answered(number, outcome)
             return
         op = self._asked.get(seq)
@@ -748,7 +661,7 @@ class Link:
         self.sender.answer(op, time.monotonic())
         if op.future.done():
             return
-        if outcome == _FULL:
+        if outcome == FULL:
             op.future.set_exception(ChannelFull(f"{op.channel} holds {op.capacity} messages, its capacity"))
             op.future.exception()
         else:
@@ -800,7 +713,7 @@ class Link:
         elif word == b"bye":
             self._known.discard(node)
         elif word == b"flush":
-            self._counts.clear()
+            self.inbox.flushed()
             self._control(subject, payload)
 
     def refused(self, text: str) -> None:
@@ -812,6 +725,11 @@ class Link:
                 self._asked.pop(op.seq, None)
                 self.sender.answer(op, time.monotonic())
                 _raise(op.future, error)
+
+    def refusal_of(self, subject: bytes) -> ConfigurationError | None:
+        """What the server said that it does not allow us there."""
+        named = f'"{subject.decode()}"'.lower()
+        return next((self._refusal(text) for text in self._refusals if named in text.lower()), None)
 
     def _refusal(self, text: str) -> ConfigurationError:
         doctor = f"trunkline doctor {self.access.shown}"
@@ -837,178 +755,8 @@ class Link:
             if not self._lost.done():
                 self._lost.set_result(None)
 
-    # -- topics
-
-    async def subscribe(self, topic: str) -> None:
-        name = self.subjects.topic(topic)
-        if name not in self._topics:
-            self._sids += 1
-            sid = b"%d" % self._sids
-            self._topics[name] = sid, topic
-            self._by_sid[sid] = name
-            self.receiver.join(name, int(self.now() * 1000))
-            if self.wire is not None:
-                self._send_raw(b"SUB %b %b\r\n" % (name, sid))
-        until = self.loop.time() + 2 * self.deadline
-        while True:
-            try:
-                await self.round_trip(self.deadline)
-            except TransportUnavailable:
-                if self.loop.time() > until:
-                    raise
-                await asyncio.sleep(0.05)
-                continue
-            refusals = [text for text in self._refusals if f'"{name.decode()}"'.lower() in text.lower()]
-            if refusals:
-                self.unsubscribe(topic)
-                raise self._refusal(refusals[0])
-            break
-        if self.clustered and not await self.interest.spread() and name in self._topics:
-            self._arrivals.gap(topic, "a server of the cluster did not say that it knows of the subscription")
-
-    def unsubscribe(self, topic: str) -> None:
-        name = self.subjects.topic(topic)
-        sid, _ = self._topics.pop(name, (b"", ""))
-        if sid:
-            del self._by_sid[sid]
-            self.receiver.leave(name)
-            if self.wire is not None:
-                self._send_raw(b"UNSUB %b\r\n" % sid)
-
-    # -- what was missed
-
-    async def caught_up(self) -> None:
-        """Wait until what came in is delivered: at once, unless the log is being read."""
-        if self.receiver.recovering:
-            future: asyncio.Future[None] = self.loop.create_future()
-            self._behind.append(future)
-            await future
-
-    def _read_log(self) -> None:
-        if not self.recover:
-            while self.receiver.recovering:
-                self.receiver.reads(int(self.now() * 1000))
-                self._settle()
-        elif self._reading is None and self.up and self.receiver.recovering:
-            self._reading = self.loop.create_task(self._catch_up(), name="trunkline nats catch-up")
-
-    def _settle(self) -> float | None:
-        outcome = self.receiver.settle(time.monotonic())
-        for topic in dict.fromkeys(outcome.gaps):
-            if topic in self._topics:
-                self._arrivals.gap(self._topics[topic][1], "NATS did not deliver them")
-        for _, body in outcome.deliver:
-            self._arrivals.deliver(body)
-        return outcome.again
-
-    async def _catch_up(self) -> None:
-        while self.receiver.recovering:
-            try:
-                await self._read_entries(self.receiver.reads(int(self.now() * 1000)))
-            except (TransportUnavailable, TimeoutError) as error:
-                log.warning("reading the log failed, trying again: %s", error)
-                await asyncio.sleep(0.2)
-                continue
-            if again := self._settle():
-                await asyncio.sleep(again)
-        self._reading = None
-        self.receiver.leave(self.subjects.node(self.node))
-        self._aside.clear()
-        behind, self._behind = self._behind, []
-        for future in behind:
-            if not future.done():
-                future.set_result(None)
-
-    async def _read_entries(self, wanted: list[tuple[bytes, int]]) -> None:
-        inbox = self.subjects.node(self.node)
-        wanted = [(topic, since) for topic, since in wanted if topic != inbox]
-        if not wanted:
-            return
-        filters = [topic.decode() for topic, _ in wanted]
-        if len(filters) > _NAMED:
-            filters = [self.subjects.all_topics]
-        since = datetime.fromtimestamp(min(since for _, since in wanted) / 1000, UTC)
-        await self.read_stream(self.subjects.topics_stream, filters, self._logged, since)
-
-    def _logged(self, subject: bytes, payload: bytes, ms: int, number: int) -> None:
-        if subject in self._topics:
-            self.receiver.read(subject, (ms, number), payload)
-
-    async def read_stream(
-        self,
-        stream: str,
-        filters: list[str],
-        entry: Entry,
-        since: datetime | None = None,
-        *,
-        now: bool = False,
-    ) -> None:
-        """Read what a stream holds, from a time on.
-
-        Raises:
-            TransportUnavailable: It cannot be read at the moment.
-        """
-        async with self._one_reading:
-            self._reader = entry
-            await self._read_stream(stream, filters, since, now)
-
-    async def _read_stream(self, stream: str, filters: list[str], since: datetime | None, now: bool) -> None:
-        self._readings += 1
-        name = f"{self.subjects.answers.rpartition(b'.')[2].decode()}-{self._readings}"
-        start = {"deliver_policy": "all"}
-        if since is not None:
-            text = since.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            start = {"deliver_policy": "by_start_time", "opt_start_time": text}
-        config = {
-            "name": name, "ack_policy": "none", "replay_policy": "instant", "mem_storage": True, "num_replicas": 1,
-            "inactive_threshold": 5_000_000_000, "filter_subjects": filters, **start,
-        }  # fmt: skip
-        made = await self.api(
-            f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": config}, now=now
-        )
-        if error := made.get("error"):
-            raise unavailable(self.access, f"JetStream: {error['description']}")
-        left = made.get("num_pending", 0)
-        while left > 0:
-            self._read_page = self.loop.create_future()
-            self._read_count, self._read_left = min(left, _ENTRIES), 0
-            # A page is small, or the server would take us for a slow consumer and hang up.
-            ask = b'{"batch":%d,"max_bytes":%d,"no_wait":true}' % (
-                self._read_count,
-                self.max_payload + (64 << 10),
-            )
-            self.say(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}".encode(), ask, self.subjects.log)
-            async with asyncio.timeout(self.deadline):
-                left = await self._read_page
-        self.say(f"$JS.API.CONSUMER.DELETE.{stream}.{name}".encode(), b"")
-
-    def _entry(self, subject: bytes, reply: bytes, payload: bytes, header: bytes) -> None:
-        """One entry of a stream that is being read, or that there are no more."""
-        page = self._read_page
-        if page is None or page.done():
-            return
-        if not reply.startswith(b"$JS.ACK."):
-            # 409: the page has as many bytes as it may; what is left comes with the next.
-            page.set_result(self._read_left if _status(header) == 409 else 0)
-            return
-        words = reply.split(b".")
-        number, stamp, left = (
-            (words[5], words[7], words[8]) if len(words) == 9 else (words[7], words[9], words[10])
-        )
-        self._reader(subject, payload, int(stamp) // 1_000_000, int(number))
-        self._read_count -= 1
-        self._read_left = int(left)
-        if self._read_count == 0 or left == b"0":
-            page.set_result(self._read_left)
-
 
 def _raise(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()
-
-
-def _status(header: bytes) -> int:
-    """The number in a status line; 0 where the header is no status."""
-    word = header[8:12].strip()
-    return int(word) if word.isdigit() else 0

@@ -189,7 +189,7 @@ class NatsTransport(Transport):
             if made.get("state", {}).get("messages"):
                 everything = [f"{self._subjects.root}.b.>"]
                 stream = self._subjects.bindings_stream
-                await link.read_stream(stream, everything, self._told_before, now=first)
+                await link.reading.read(stream, everything, self._told_before, now=first)
             self._bound = self._loading
         finally:
             self._loading = None
@@ -231,17 +231,16 @@ class NatsTransport(Transport):
     # -- topics and posts
 
     async def subscribe(self, topic: str) -> None:
-        await self._live().subscribe(topic)
+        await self._live().topics.subscribe(topic)
 
     async def unsubscribe(self, topic: str) -> None:
         if self._link is not None:
-            self._link.unsubscribe(topic)
+            self._link.topics.unsubscribe(topic)
 
     async def publish(self, topic: str, frame: bytes, ttl: float) -> Sequence[str]:
         link = self._live()
         await link.publish(topic, frame, ttl).future
-        if link.receiver.recovering:
-            await link.caught_up()
+        await link.topics.caught_up()
         # Whatever was bound before the server took this publish has been heard before its confirmation.
         bound = self._bound.get(topic)
         return await self._push_bound(topic, bound, frame, ttl) if bound else ()
@@ -275,7 +274,7 @@ class NatsTransport(Transport):
 
     def taken(self, channel: str, count: int) -> None:
         if self._link is not None:
-            self._link.taken(channel, count)
+            self._link.inbox.taken(channel, count)
 
     # -- queues
 
