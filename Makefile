@@ -78,7 +78,7 @@ test-strict: $(VENV)/.ready-check # warnings are errors in every process, but on
 
 test-optimised: $(VENV)/.ready-check # no assert statement runs but those that pytest rewrites
 	@echo "==> python -O, in this process and in all it starts"
-	@PYTHONOPTIMIZE=1 $(BIN)/python $(PYTEST) -W ignore::pytest.PytestConfigWarning -p no:cacheprovider $(BROAD) $(ARGS)
+	@PYTHONOPTIMIZE=1 $(BIN)/python $(PYTEST) -p no:cacheprovider $(BROAD) $(ARGS)
 
 # A uvloop that is closed warns of the sockets it still has; where the warning is an error it hangs.
 test-uvloop: $(VENV)/.ready-check # uvloop in place of asyncio's loop

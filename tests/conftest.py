@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """What holds for every test: a run says at its end which legs this machine could not run."""
 
 from __future__ import annotations
@@ -11,6 +12,17 @@ from types import ModuleType
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+
+HERE = Path(__file__).parent
+
+# The asserts of what tests share too: they are told with their values, and python -O leaves them.
+pytest.register_assert_rewrite(
+    *(
+        ".".join(path.relative_to(HERE).with_suffix("").parts)
+        for path in HERE.rglob("*.py")
+        if not path.name.startswith(("test_", "conftest"))
+    )
+)
 
 from nats_servers import binary
 from postgres_server import binaries
@@ -47,7 +59,7 @@ _LONGEST = ("faults", "processes", "cli", "docs", "transports", "redis", "browse
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def rank(item: pytest.Item) -> int:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        folder = item.path.relative_to(HERE).parts[0]
         return _LONGEST.index(folder) if folder in _LONGEST else len(_LONGEST)
 
     items.sort(key=rank)

@@ -391,7 +391,14 @@ def test_a_worker_that_acknowledges_after(shell: Shell, layer: Any) -> None:
 
 def test_conform_prints_a_table(shell: Shell) -> None:
     """`trunkline conform memory:` runs the suite, prints each promise on stdout and exits with 0."""
-    done = shell("conform", "memory:")
+    done = shell("conform", "memory:", env={"PYTHONOPTIMIZE": ""})
     assert done.code == 0, done.out
     assert done.out.count("✓") > 30
     assert done.err == ""
+
+
+def test_conform_refuses_to_prove_nothing(shell: Shell) -> None:
+    """Under python -O, which removes its checks, it says so and what to do."""
+    done = shell("conform", "memory:", env={"PYTHONOPTIMIZE": "1"})
+    assert (done.code, done.out) == (2, "")
+    assert "unset PYTHONOPTIMIZE" in done.err

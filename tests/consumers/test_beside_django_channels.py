@@ -10,18 +10,7 @@ from pathlib import Path
 def test_trunkline_works_beside_django_channels():
     """The tests of ``beside_django_channels.py`` pass."""
     here = Path(__file__).parent
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-W",
-        "ignore::pytest.PytestConfigWarning",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     run = subprocess.run(
         [*command, str(here / "beside_django_channels.py")],
         cwd=here.parent.parent,

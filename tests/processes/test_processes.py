@@ -198,10 +198,11 @@ layer.sync.group_add("family", channel)
 layer.sync.send(channel, {{"from": "parent"}})
 async def child():
     mine = await layer.new_channel()
-    assert mine.split("!")[0] != channel.split("!")[0], "the child took its parent's node"
+    if mine.split("!")[0] == channel.split("!")[0]:
+        raise SystemExit("the child took its parent's node")
     await layer.group_add("family", mine)
     await layer.group_send("family", {{"from": "child"}})
-    assert (await asyncio.wait_for(layer.receive(mine), 10)) == {{"from": "child"}}
+    print((await asyncio.wait_for(layer.receive(mine), 10))["from"])
     await layer.send(channel, {{"from": "grown"}})
 pid = os.fork()
 if pid == 0:
@@ -210,7 +211,7 @@ if pid == 0:
     layer.sync.close()
     sys.stdout.flush()
     os._exit(0)
-assert os.waitpid(pid, 0)[1] == 0
+print(os.waitpid(pid, 0)[1])
 print([layer.sync.receive(channel, timeout=10)["from"] for _ in range(4)])
 layer.sync.group_send("family", {{"from": "parent again"}})
 print(layer.sync.receive(channel, timeout=10)["from"])
@@ -224,7 +225,12 @@ layer.sync.close()
         timeout=60,
     )
     assert done.stderr == ""
-    assert done.stdout.splitlines() == ["['parent', 'child', 'grown', 'thread']", "parent again"]
+    assert done.stdout.splitlines() == [
+        "child",
+        "0",
+        "['parent', 'child', 'grown', 'thread']",
+        "parent again",
+    ]
 
 
 async def test_fork_from_a_running_loop(url: str) -> None:

@@ -16,7 +16,7 @@ from ..layer import ChannelLayer
 from ..opening import layer_from_url, transport_class
 from ..settings import shown_url
 from ..transport import Transport
-from .kit import Kit, Link, NotOffered
+from .kit import Kit, Link, NotOffered, must_check
 from .layer_conformance import LayerConformance
 from .links import LINKED
 from .transport_conformance import TransportConformance
@@ -64,10 +64,11 @@ def run_conform(url: str, echo: Callable[[str], object]) -> int:
 
     Returns:
         0 when all were kept, 1 otherwise.
+
+    Raises:
+        UsageError: Under python -O nothing would be checked.
     """
-    if not __debug__:
-        echo("conform proves nothing under python -O, which removes its checks; run it without.")
-        return 2
+    must_check()
     scheme = urllib.parse.urlsplit(url).scheme
     linked = scheme in LINKED
     kept = broken = untried = 0

@@ -13,10 +13,11 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ClassVar, TypeVar
 
+from ..errors import UsageError
 from ..names import new_node
 from ..transport import Transport
 
-__all__ = ["Kit", "Link", "Peer", "eventually", "promise", "refused", "together"]
+__all__ = ["Kit", "Link", "Peer", "eventually", "must_check", "promise", "refused", "together"]
 
 T = TypeVar("T")
 #: Seconds a promise may take; far above what any needs.
@@ -30,6 +31,18 @@ async def eventually(condition: Callable[[], object], timeout: float = 20.0, wha
         if asyncio.get_running_loop().time() > deadline:
             raise AssertionError(f"did not come true within {timeout:g} s: {what or condition}")
         await asyncio.sleep(0.005)
+
+
+def must_check() -> None:
+    """Refuse to prove nothing: python -O removes ``assert`` statements, but for those that pytest has rewritten."""
+    try:
+        assert not __name__  # noqa: S101
+    except AssertionError:
+        return
+    raise UsageError(
+        "python -O removes what the conformance kit checks, so it would prove nothing: run it without -O, "
+        "and with PYTHONOPTIMIZE unset (unset PYTHONOPTIMIZE)"
+    )
 
 
 class NotOffered(Exception):
@@ -145,7 +158,12 @@ class Kit:
         return found
 
     async def check(self, name: str) -> None:
-        """Run one promise in the running loop; raises what it raises."""
+        """Run one promise in the running loop; raises what it raises.
+
+        Raises:
+            UsageError: Under python -O nothing would be checked.
+        """
+        must_check()
         before = asyncio.all_tasks()
         await self.set_up()
         try:

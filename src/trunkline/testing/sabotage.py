@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import ChannelFull
 from ..transport import Leased, Transport
-from .kit import Link
+from .kit import Link, must_check
 from .transport_conformance import TransportConformance
 
 __all__ = ["FAULTS", "caught_by"]
@@ -535,6 +535,7 @@ FAULTS: dict[Fault, str] = {
 
 async def caught_by(kit: type[TransportConformance], fault: Fault, promise: str) -> BaseException | None:
     """Run one promise of a kit with the fault planted in every transport; the failure, or None if it went unnoticed."""
+    must_check()
 
     class Sabotaged(kit):  # type: ignore[misc, valid-type]
         patience = 1.0
