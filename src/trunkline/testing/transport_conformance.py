@@ -249,6 +249,45 @@ class TransportConformance(RecordConformance):
         assert len(await owner.has(25)) == 25
 
     @promise
+    async def test_posts_at_once_count_one_by_one(self) -> None:
+        """Of posts that one node starts at once, to several channels, each channel takes the first that have room and
+        refuses the others; what is taken arrives once, in the order of the calls."""
+        a, owner = await self.peers(2)
+        small, large, free = (f"x.{owner.node}!{name}" for name in ("small", "large", "free"))
+        room = {small: 3, large: 8, free: 100}
+        names = [*(small,) * 5, *(large, free) * 10, *(small, free, large) * 5]
+        frames = _numbered(0, len(names))
+        outcomes = await asyncio.gather(
+            *[
+                a.transport.post(owner.node, name, f, room[name], TTL)
+                for name, f in zip(names, frames, strict=True)
+            ],
+            return_exceptions=True,
+        )
+        left, expected = dict(room), []
+        for name, frame, outcome in zip(names, frames, outcomes, strict=True):
+            left[name] -= 1
+            if left[name] >= 0:
+                expected.append(frame)
+                assert outcome is True
+            else:
+                assert isinstance(outcome, ChannelFull)
+                assert name in str(outcome)
+        assert await owner.has(len(expected)) == expected
+        # What was refused left no count behind: as much room as is taken is there again.
+        owner.transport.taken(small, 3)
+        deadline = time.monotonic() + self.patience
+        again = 0
+        while again < 3 and time.monotonic() < deadline:
+            try:
+                await a.transport.post(owner.node, small, b"again", 3, TTL)
+                again += 1
+            except ChannelFull:
+                await asyncio.sleep(0.01)
+        assert again == 3
+        await refused(ChannelFull, a.transport.post(owner.node, small, b"too many", 3, TTL))
+
+    @promise
     async def test_taken_makes_room(self) -> None:
         """Room is there again soon after the owner reports what was taken, and as much as it reported."""
         a, owner = await self.peers(2)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,26 @@ from servers import Server, free_port
 from trunkline.errors import ChannelFull, ConfigurationError, LayerClosed, TransportUnavailable
 from trunkline.names import new_node
 from trunkline.transports.redis import RedisTransport
-from trunkline.transports.redis.connection import connect
+from trunkline.transports.redis.connection import Connection, connect
 from trunkline.transports.redis.hosts import Host
+from trunkline.transports.redis.inbox import pack_post
+from trunkline.transports.redis.ops import Post, Posts
 from trunkline.transports.redis.pace import Pace
+
+
+class Replies:
+    """A request that keeps what came."""
+
+    want = 1
+
+    def __init__(self) -> None:
+        self.replies: list[Any] = []
+
+    def answered(self, replies: list[Any]) -> None:
+        self.replies = replies
+
+    def lost(self, error: TransportUnavailable) -> None:
+        raise error
 
 
 async def test_commands_for_each_operation(server: Server) -> None:
@@ -45,6 +63,56 @@ async def test_commands_for_each_operation(server: Server) -> None:
             await a.transport.push("queue", b"%d" % number, 100, TTL)
         after = server.command_counts()
         assert after["evalsha"] - before.get("evalsha", 0) == 100
+
+
+async def test_posts_of_one_turn_of_the_loop_are_one_command(server: Server) -> None:
+    """Fifty posts to three channels: one script, one push, one entry of the inbox's log; the first one went ahead."""
+    prefix = unique()
+    still = Pace(heartbeat=60.0, life=180.0)
+    async with Node(server, prefix, _pace=still) as a, Node(server, prefix, _pace=still) as b:
+        frames = [b"%d" % number for number in range(51)]
+        await asyncio.gather(
+            *(a.transport.post(b.name, f"c!{number % 3}", frames[number], 100, TTL) for number in range(51))
+        )
+        await eventually(lambda: b.frames == frames)
+        names = a.transport._links[0].names
+        assert server.call("XLEN", names.inbox(b.name)) == 2
+        # A publish among them neither overtakes nor is overtaken.
+        await b.transport.subscribe("room")
+        b.frames.clear()
+        posts = [a.transport.post(b.name, "c!1", frame, None, TTL) for frame in frames]
+        await asyncio.gather(*posts[:20], a.transport.publish("room", b"amid", TTL), *posts[20:])
+        await eventually(lambda: b.frames == [*frames[:20], b"amid", *frames[20:]])
+
+
+async def test_posts_whose_answer_was_lost_count_once(server: Server) -> None:
+    """Sent again they are not done again, and the answer is the same: which of them were refused."""
+    prefix = unique()
+    async with Node(server, prefix) as a, Node(server, prefix) as b:
+        link = a.transport._links[0]
+        keys = link.names.post_keys(b.name, link.sid)
+        bodies = [pack_post("c!1", 3, b"%d" % number) for number in range(5)]
+        posts = [Post(link.outbox, keys, body, "c!1", 3, TTL, TTL) for body in bodies]
+        together = Posts(posts)
+        link.outbox.sender.number(together, link.clock.now_ms())
+        commands = together.commands()
+        assert isinstance(commands, bytes)
+        connection = link.outbox._connection
+        assert isinstance(connection, Connection)
+        first, again = Replies(), Replies()
+        connection.send(commands, first)
+        connection.send(commands, again)
+        await eventually(lambda: first.replies and again.replies)
+        assert first.replies == again.replies == [b"FULL 4 5"]
+        together.answered(first.replies)
+        outcomes = await asyncio.gather(*(post.future for post in posts), return_exceptions=True)
+        assert outcomes[:3] == [True, True, True]
+        assert all(isinstance(outcome, ChannelFull) for outcome in outcomes[3:])
+        # Should the server forget it, what comes again is what it had taken.
+        assert together.body == b"".join(bodies[:3])
+        assert await a.transport.post(b.name, "c!2", b"end", 3, TTL)
+        await eventually(lambda: b"end" in b.frames)
+        assert b.frames == [b"0", b"1", b"2", b"end"]
 
 
 async def test_databases_of_one_server_never_meet(server: Server) -> None:
@@ -110,7 +178,8 @@ async def test_logs_are_bounded_in_frames_and_bytes(server: Server) -> None:
                     a.transport.publish(topic, bytes(size), TTL) for _ in range(500 if size == 10 else 25)
                 ]
                 await asyncio.gather(*calls)
-            await asyncio.gather(*(a.transport.post(a.name, "c!1", b"x", None, TTL) for _ in range(500)))
+            for _ in range(500):  # what is posted at once is one frame
+                await a.transport.post(a.name, "c!1", b"x", None, TTL)
         names = a.transport._links[0].names
         lengths = [
             server.call("XLEN", name)

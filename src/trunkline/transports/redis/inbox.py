@@ -22,14 +22,16 @@ __all__ = ["Inbox", "pack_post"]
 _PATIENCE = 0.1
 
 _UNBOUNDED = 0xFFFFFFFF
+#: Bytes of what follows, bytes of the channel's name.
+_HEAD = struct.Struct(">IB")
 _CAPACITY = struct.Struct(">I")
 
 
 def pack_post(channel: str, capacity: int | None, frame: bytes) -> bytes:
-    """A posted frame with the channel it counts against."""
+    """A posted frame with the channel it counts against. Several of them can stand one behind the other."""
     name = channel.encode()
-    return b"%c%b%b%b" % (
-        len(name),
+    return b"%b%b%b%b" % (
+        _HEAD.pack(1 + len(name) + _CAPACITY.size + len(frame), len(name)),
         name,
         _CAPACITY.pack(_UNBOUNDED if capacity is None else capacity),
         frame,
@@ -55,13 +57,18 @@ class Inbox:
         self._doubt_until = 0.0
 
     def deliver(self, body: bytes) -> None:
-        """Take in one posted frame."""
-        end = 1 + body[0]
-        channel = body[1:end]
-        (capacity,) = _CAPACITY.unpack_from(body, end)
-        self._waiting[channel] = self._waiting.get(channel, 0) + 1
-        self._report_at[channel] = max(capacity // 4, 1)
-        self._arrivals.deliver(body[end + 4 :])
+        """Take in what was posted: one frame or several."""
+        waiting, deliver = self._waiting, self._arrivals.deliver
+        start, end = 0, len(body)
+        while start < end:
+            size, length = _HEAD.unpack_from(body, start)
+            name_end = start + _HEAD.size + length
+            channel = body[start + _HEAD.size : name_end]
+            (capacity,) = _CAPACITY.unpack_from(body, name_end)
+            start += 4 + size
+            waiting[channel] = waiting.get(channel, 0) + 1
+            self._report_at[channel] = max(capacity // 4, 1)
+            deliver(body[name_end + 4 : start])
 
     def taken(self, channel: bytes, count: int) -> int:
         """Count what was consumed; returns how much of it was not ours."""

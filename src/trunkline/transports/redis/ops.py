@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...continuity import VOID, Sent
@@ -17,7 +18,7 @@ from .scripts import POST, PUSH, REMEMBER, Script
 if TYPE_CHECKING:
     from .outbox import Outbox
 
-__all__ = ["FOR_EVER", "Batch", "Op", "PlainOp", "Post", "Publish", "Push", "Remember", "ScriptOp"]
+__all__ = ["FOR_EVER", "Batch", "Op", "PlainOp", "Post", "Posts", "Publish", "Push", "Remember", "ScriptOp"]
 
 FOR_EVER = float("inf")
 
@@ -175,7 +176,7 @@ class PlainOp(Op):
 class Post(Op):
     """Post to a node's inbox."""
 
-    __slots__ = ("_keys", "capacity", "channel", "retention")
+    __slots__ = ("capacity", "channel", "keys", "retention")
 
     def __init__(
         self,
@@ -188,34 +189,122 @@ class Post(Op):
         retention: float,
     ) -> None:
         super().__init__(outbox, keys[0], body, ttl)
-        self._keys = keys
+        self.keys = keys
         self.channel, self.capacity, self.retention = channel, capacity, retention
 
     def commands(self) -> bytes | list[bytes]:
-        sender = self.outbox.sender
-        capacity = -1 if self.capacity is None else self.capacity
-        if self.flags & VOID:
-            capacity = 0  # it was refused or given up: only its place in the chain is filled
-        pack_all = pack if len(self.body) < LARGE else pack_large
-        return pack_all(
-            b"EVALSHA", self.outbox.dialect.sha(POST), 5, *self._keys,
-            sender.frame(self), sender.void(self), self.channel, capacity,
-            int((self.outbox.clock.now() - self.retention) * 1000), self.seq, sender.floor,
-            int(self.retention * 1000) + 60_000, self.outbox.excess(self._keys[0], len(self.body)),
-        )  # fmt: skip
+        return _post(self, self, (self.channel, -1 if self.capacity is None else self.capacity, 1))
 
     def conclude(self, replies: list[Any]) -> Any:
         if replies[0] == b"OK":
             return True
         if replies[0] == b"GONE":
-            if self.topic is not None:
-                self.outbox.sender.forget(self.topic)
-            self.topic = None  # and never to be replayed
+            _unheard(self)
             return False
         self.outbox.sender.give_up(self)
-        raise ChannelFull(
+        raise self.full()
+
+    def full(self) -> ChannelFull:
+        """What its caller is told when there is no room."""
+        return ChannelFull(
             f"channel {self.channel!r} holds {self.capacity} messages, as many as its capacity allows"
         )
+
+
+class Posts(Op):
+    """What one turn of the loop posts to one node's inbox: one link of the chain, one push, one command."""
+
+    __slots__ = ("_posts",)
+
+    #: Frames of one, and bytes of each, at most.
+    MOST, MOST_BYTES = 128, 8 << 10
+
+    def __init__(self, posts: list[Post]) -> None:
+        first = posts[0]
+        body = b"".join([post.body for post in posts])
+        super().__init__(first.outbox, first.topic, body, 0.0, _Each(posts, first.outbox.loop))
+        self.expires = first.expires
+        self._posts = posts
+
+    def commands(self) -> bytes | list[bytes]:
+        runs: list[str | int] = []
+        channel: str | None = None
+        capacity: int | None = None
+        for post in self._posts:
+            if post.channel == channel and post.capacity == capacity:
+                runs[-1] += 1  # type: ignore[operator] # the count
+            else:
+                channel, capacity = post.channel, post.capacity
+                runs += channel, -1 if capacity is None else capacity, 1
+        return _post(self, self._posts[0], runs)
+
+    def conclude(self, replies: list[Any]) -> Any:
+        posts = self._posts
+        if replies[0] == b"OK":
+            return [True] * len(posts)
+        if replies[0] == b"GONE":
+            _unheard(self)
+            return [False] * len(posts)
+        if self.future.done():  # concluded before: what was refused is not in it any more
+            return []
+        refused = {int(place) - 1 for place in replies[0].split()[1:]}
+        self._posts = [post for place, post in enumerate(posts) if place not in refused]
+        if self._posts:
+            self.body = b"".join([post.body for post in self._posts])
+        else:
+            self._posts = posts[:1]
+            self.outbox.sender.give_up(self)
+        return [post.full() if place in refused else True for place, post in enumerate(posts)]
+
+    def fall_short(self, result: list[bool | ChannelFull], error: TransportUnavailable) -> None:
+        if not self.future.done():
+            self.future.set_result([error if outcome is True else outcome for outcome in result])
+
+
+class _Each(asyncio.Future[list[Any]]):
+    """The answers to several that travelled as one, each told to its caller; one that is an error is raised there."""
+
+    def __init__(self, ops: Sequence[Op], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._ops = ops
+
+    def set_result(self, result: list[Any]) -> None:
+        super().set_result(result)
+        for op, outcome in zip(self._ops, result, strict=True):
+            future = op.future
+            if future.done():
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    def set_exception(self, exception: type[BaseException] | BaseException) -> None:
+        super().set_exception(exception)
+        self.exception()  # heard: it goes on to each caller
+        for op in self._ops:
+            if not op.future.done():
+                op.future.set_exception(exception)
+
+
+def _post(op: Op, first: Post, runs: Sequence[str | int]) -> bytes | list[bytes]:
+    """The command that posts ``op``; ``runs``: channel, capacity and count of each run of frames for one channel."""
+    outbox, sender = op.outbox, op.outbox.sender
+    if op.flags & VOID:
+        runs = (first.channel, 0, 1)  # it was refused or given up: only its place in the chain is filled
+    pack_all = pack if len(op.body) < LARGE else pack_large
+    return pack_all(
+        b"EVALSHA", outbox.dialect.sha(POST), 5, *first.keys,
+        sender.frame(op), sender.void(op), int((outbox.clock.now() - first.retention) * 1000), op.seq, sender.floor,
+        int(first.retention * 1000) + 60_000, outbox.excess(first.keys[0], len(op.body)), *runs,
+    )  # fmt: skip
+
+
+def _unheard(op: Op) -> None:
+    """The node is gone: its chain begins anew, and this is never to be replayed."""
+    if op.topic is not None:
+        op.outbox.sender.forget(op.topic)
+    op.topic = None
 
 
 class Remember(Op):

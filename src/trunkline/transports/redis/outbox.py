@@ -19,7 +19,7 @@ from ...errors import ChannelFull, TransportUnavailable
 from .connection import ReplyError, pack, unavailable
 from .dialect import PLAIN, Dialect
 from .hosts import Host
-from .ops import FOR_EVER, Batch, Op, Push
+from .ops import FOR_EVER, Batch, Op, Post, Posts, Push
 from .replicas import Line
 
 __all__ = ["Outbox"]
@@ -93,6 +93,10 @@ class Outbox:
         self._logs: dict[bytes, _Log] = {}
         #: What this turn of the loop pushes to each queue.
         self._batches: dict[str, Batch] = {}
+        #: What it posts to each inbox.
+        self._posts: dict[bytes, list[Post]] = {}
+        #: Posts come one at a time, as far as the last ones tell.
+        self._alone = True
 
     # -- in
 
@@ -124,10 +128,48 @@ class Outbox:
     def _send_new(self, op: Op | Push) -> None:
         if isinstance(op, Push):
             self._gather(op)
-            return
+        elif not isinstance(op, Post):
+            if self._posts and op.topic is not None:
+                self._send_posts()  # what one sender sends stays in order
+            self._number(op)
+        elif self._posts or not self._alone or self.sender.busy:
+            self._gather_post(op)
+        else:
+            self._number(op)
+
+    def _number(self, op: Op) -> None:
         self.sender.number(op, int(self.clock.now() * 1000))
         if self._connection is not None:
             self._connection.send(op.commands(), op)
+
+    def _gather_post(self, post: Post) -> None:
+        if len(post.body) > Posts.MOST_BYTES:
+            self._send_posts()
+            self._number(post)
+            return
+        if not self._posts:
+            self.loop.call_soon(self._send_gathered)
+        posts = self._posts.setdefault(post.keys[0], [])
+        posts.append(post)
+        if len(posts) == Posts.MOST:
+            self._send_posts()
+
+    def _send_gathered(self) -> None:
+        self._alone = sum(len(posts) for posts in self._posts.values()) == 1
+        self._send_posts()
+
+    def _send_posts(self) -> None:
+        gathered, self._posts = self._posts, {}
+        for posts in gathered.values():
+            self._number(posts[0] if len(posts) == 1 else Posts(posts))
+
+    def _stall(self) -> None:
+        """What comes from now on waits, behind what has come in this turn of the loop."""
+        self.flowing = False
+        gathered, self._posts = self._posts, {}
+        for posts in gathered.values():
+            self._waiting.extend(posts)
+            self._waiting_bytes += sum(len(post.body) for post in posts)
 
     def _gather(self, push: Push) -> None:
         batch = self._batches.get(push.queue)
@@ -253,7 +295,7 @@ class Outbox:
                 op.future.set_exception(unavailable(self._host, reply))
             return
         if self.flowing:
-            self.flowing = False
+            self._stall()
             self._arm()
             self.loop.call_later(0 if text.startswith("ASK") else self.PAUSE, self._try)
         if text.startswith("READONLY") and self._connection is not None:
@@ -324,7 +366,7 @@ class Outbox:
     def interrupt(self, trouble: BaseException) -> None:
         """The connection is gone."""
         self._connection = None
-        self.flowing = False
+        self._stall()
         self._trial = self._fence = None
         self._elsewhere = False
         self._trouble = trouble
@@ -333,7 +375,7 @@ class Outbox:
     def fail(self, error: Exception) -> None:
         """Nothing will be sent any more: tell whoever waits."""
         self._connection = None
-        self.flowing = False
+        self._stall()
         if self._sweeper is not None:
             self._sweeper.cancel()
         self._send_batches()  # they wait, now that nothing flows
@@ -356,7 +398,7 @@ class Outbox:
     @property
     def busy(self) -> bool:
         """Whether something is not answered yet."""
-        return bool(self._waiting or self._batches) or self.sender.busy
+        return bool(self._waiting or self._batches or self._posts) or self.sender.busy
 
     def _arm(self) -> None:
         if self._sweeper is None:

@@ -60,7 +60,6 @@ _HARMLESS = {
     "lindex": "LINDEX k 0",
     "lrange": "LRANGE k 0 0",
     "lpop": "LPOP k",
-    "lpos": "LPOS k x",
     "lset": "LSET k 0 x",
     "lrem": "LREM k 0 x",
     "srem": "SREM k m",

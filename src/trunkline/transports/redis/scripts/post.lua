@@ -1,12 +1,16 @@
--- Post one frame to a node, counting it against its channel. Answers OK, FULL or GONE.
+-- Post frames to a node as one, counting each against its channel. Answers OK, GONE, or FULL and which were refused: 1, 2, 3 …
 -- KEYS inbox, alive, depth, last, refused
--- ARGV frame, void frame, channel, capacity (-1: none), oldest id to keep, seq, floor, ttl ms,
--- length to cut the log to (0: not now)
-local last = redis.call('SET', KEYS[4], ARGV[6], 'PX', ARGV[8], 'GET')
-if last and tonumber(last) >= tonumber(ARGV[6]) then
+-- ARGV frame, void frame, oldest id to keep, seq, floor, ttl ms, length to cut the log to (0: not now), then for each run
+-- of frames for one channel: channel, capacity (-1: none), count
+local last = redis.call('SET', KEYS[4], ARGV[4], 'PX', ARGV[6], 'GET')
+if last and tonumber(last) >= tonumber(ARGV[4]) then
   -- Done before, only the answer was lost.
-  redis.call('SET', KEYS[4], last, 'PX', ARGV[8])
-  return redis.call('LPOS', KEYS[5], ARGV[6]) and 'FULL' or 'OK'
+  redis.call('SET', KEYS[4], last, 'PX', ARGV[6])
+  for _, refusal in ipairs(redis.call('LRANGE', KEYS[5], 0, -1)) do
+    local seq, places = string.match(refusal, '^(%d+)(.*)$')
+    if seq == ARGV[4] then return 'FULL' .. places end
+  end
+  return 'OK'
 end
 local alive = redis.call('GET', KEYS[2])
 local listens = not alive and redis.call('PUBSUB', 'NUMSUB', KEYS[1])[2] > 0
@@ -15,32 +19,60 @@ if alive == '' or (not alive and not listens) then
   redis.call('DEL', KEYS[4]) -- nothing was done
   if not alive then
     -- Perhaps it is only cut off: then it is told when it is back.
-    redis.call('HINCRBY', KEYS[3], '@missed', 1)
-    redis.call('PEXPIRE', KEYS[3], ARGV[8])
+    local missed = 0
+    for run = 8, #ARGV, 3 do missed = missed + ARGV[run + 2] end
+    redis.call('HINCRBY', KEYS[3], '@missed', missed)
+    redis.call('PEXPIRE', KEYS[3], ARGV[6])
   end
   return 'GONE'
 end
 -- Cut off, but its connection has not ended: when that ends it gets as long to come back as one that was heard of just now.
 if listens then redis.call('SET', KEYS[2], 'late', 'PX', 8000) end
-local capacity = tonumber(ARGV[4])
 local frame, answer = ARGV[1], 'OK'
-local depth = redis.call('HINCRBY', KEYS[3], ARGV[3], 1)
-if capacity >= 0 and depth > capacity then
-  redis.call('HINCRBY', KEYS[3], ARGV[3], -1)
-  frame, answer = ARGV[2], 'FULL'
+local count, refused = 0, {}
+for run = 8, #ARGV, 3 do
+  local channel, capacity, many = ARGV[run], tonumber(ARGV[run + 1]), tonumber(ARGV[run + 2])
+  local depth = redis.call('HINCRBY', KEYS[3], channel, many)
+  if capacity >= 0 and depth > capacity then
+    local over = math.min(depth - capacity, many)
+    redis.call('HINCRBY', KEYS[3], channel, -over)
+    for place = many - over + 1, many do refused[#refused + 1] = count + place end
+  elseif depth == many and redis.call('PTTL', KEYS[3]) < 0 then
+    -- The owner prolongs it; should it die first, the count must not stay for ever.
+    redis.call('PEXPIRE', KEYS[3], ARGV[6])
+  end
+  count = count + many
+end
+if #refused > 0 then
+  answer = table.concat(refused, ' ')
   local first = redis.call('LINDEX', KEYS[5], 0)
-  while first and tonumber(first) < tonumber(ARGV[7]) do
+  while first and tonumber(string.match(first, '^%d+')) < tonumber(ARGV[5]) do
     redis.call('LPOP', KEYS[5])
     first = redis.call('LINDEX', KEYS[5], 0)
   end
-  redis.call('RPUSH', KEYS[5], ARGV[6])
-  redis.call('PEXPIRE', KEYS[5], ARGV[8])
-elseif depth == 1 and redis.call('PTTL', KEYS[3]) < 0 then
-  -- The owner prolongs it; should it die first, the count must not stay for ever.
-  redis.call('PEXPIRE', KEYS[3], ARGV[8])
+  redis.call('RPUSH', KEYS[5], ARGV[4] .. ' ' .. answer)
+  redis.call('PEXPIRE', KEYS[5], ARGV[6])
+  answer = 'FULL ' .. answer
+  if #refused == count then
+    frame = ARGV[2]
+  else
+    -- The same without those: a head as long as the void frame, then each frame behind its size.
+    local at, out = #ARGV[2] + 1, 1
+    local kept = {string.sub(frame, 1, at - 1)}
+    for place = 1, count do
+      local stop = at + 4 + struct.unpack('>I4', frame, at)
+      if refused[out] == place then
+        out = out + 1
+      else
+        kept[#kept + 1] = string.sub(frame, at, stop - 1)
+      end
+      at = stop
+    end
+    frame = table.concat(kept)
+  end
 end
-redis.call('XADD', KEYS[1], 'MINID', '~', ARGV[5], '*', 'd', frame)
-if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[8]) end
-if ARGV[9] ~= '0' then redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[9]) end
+redis.call('XADD', KEYS[1], 'MINID', '~', ARGV[3], '*', 'd', frame)
+if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[6]) end
+if ARGV[7] ~= '0' then redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[7]) end
 redis.call('PUBLISH', KEYS[1], frame)
 return answer
