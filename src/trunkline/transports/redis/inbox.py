@@ -7,6 +7,7 @@ none counts twice. When the server may have lost count, the owner tells it the t
 from __future__ import annotations
 
 import asyncio
+import functools
 import struct
 import time
 from typing import Any
@@ -22,20 +23,20 @@ __all__ = ["Inbox", "pack_post"]
 _PATIENCE = 0.1
 
 _UNBOUNDED = 0xFFFFFFFF
-#: Bytes of what follows, bytes of the channel's name.
-_HEAD = struct.Struct(">IB")
+_SIZE = struct.Struct(">I")
 _CAPACITY = struct.Struct(">I")
 
 
-def pack_post(channel: str, capacity: int | None, frame: bytes) -> bytes:
-    """A posted frame with the channel it counts against. Several of them can stand one behind the other."""
+@functools.lru_cache(maxsize=16384)
+def _label(channel: str, capacity: int | None) -> bytes:
     name = channel.encode()
-    return b"%b%b%b%b" % (
-        _HEAD.pack(1 + len(name) + _CAPACITY.size + len(frame), len(name)),
-        name,
-        _CAPACITY.pack(_UNBOUNDED if capacity is None else capacity),
-        frame,
-    )
+    return b"%c%b%b" % (len(name), name, _CAPACITY.pack(_UNBOUNDED if capacity is None else capacity))
+
+
+def pack_post(channel: str, capacity: int | None, frame: bytes) -> bytes:
+    """A posted frame behind its size and the channel it counts against. Several can stand one behind the other."""
+    label = _label(channel, capacity)
+    return _SIZE.pack(len(label) + len(frame)) + label + frame
 
 
 class Inbox:
@@ -54,6 +55,8 @@ class Inbox:
         self._report_at: dict[bytes, int] = {}
         self._taken: dict[bytes, int] = {}
         self._timer: asyncio.TimerHandle | None = None
+        #: A report goes out in the next turn of the loop.
+        self._due = False
         self._doubt_until = 0.0
 
     def deliver(self, body: bytes) -> None:
@@ -61,9 +64,9 @@ class Inbox:
         waiting, deliver = self._waiting, self._arrivals.deliver
         start, end = 0, len(body)
         while start < end:
-            size, length = _HEAD.unpack_from(body, start)
-            name_end = start + _HEAD.size + length
-            channel = body[start + _HEAD.size : name_end]
+            (size,) = _SIZE.unpack_from(body, start)
+            name_end = start + 5 + body[start + 4]
+            channel = body[start + 5 : name_end]
             (capacity,) = _CAPACITY.unpack_from(body, name_end)
             start += 4 + size
             waiting[channel] = waiting.get(channel, 0) + 1
@@ -80,9 +83,11 @@ class Inbox:
                 self._waiting[channel] = waiting - ours
             else:
                 del self._waiting[channel]
-            # A quarter of the room at once: a consumer that keeps up must not be refused for want of a report.
+            # A quarter of the room soon: a consumer that keeps up must not be refused for want of a report.
             if taken >= self._report_at[channel]:
-                self.flush()
+                if not self._due:
+                    self._due = True
+                    self._outbox.loop.call_soon(self.flush)
             elif self._timer is None:
                 self._timer = self._outbox.loop.call_later(_PATIENCE, self.flush)
             if channel not in self._waiting:
@@ -91,6 +96,7 @@ class Inbox:
 
     def flush(self) -> None:
         """Report now."""
+        self._due = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
