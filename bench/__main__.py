@@ -108,11 +108,9 @@ def entries(scenario: str, names: list[str], scale: Scale, chosen: argparse.Name
         }
     played = SCENARIOS[scenario]
     return {
-        name: Entry(
-            functools.partial(run, played, CONTESTANTS[name], scale, chosen.uvloop), CONTESTANTS[name].once
-        )
+        title: Entry(functools.partial(run, played, contestant, scale, chosen.uvloop), contestant.once)
         for name in names
-        if played.takes(CONTESTANTS[name])
+        for title, contestant in played.rows(CONTESTANTS[name]).items()
     }
 
 

@@ -49,6 +49,8 @@ class Contestant:
     queues: bool = True
     #: It can be used from threads without a loop.
     threads: bool = True
+    #: It has a way of its own for them, and this is played with that instead of ``async_to_sync``.
+    own_bridge: bool = False
     #: It is slow, or not what this is about: it plays in the first round only.
     once: bool = False
     packages: tuple[str, ...] = ()
@@ -117,6 +119,10 @@ class Place:
     def connections(self) -> int | None:
         """How many connections the server has accepted so far; None without one."""
         return None if self.port is None else int(info(self.port)["total_connections_received"])
+
+    def clients(self) -> int | None:
+        """How many connections the server has, that of this question left out; None without one."""
+        return None if self.port is None else int(info(self.port)["connected_clients"]) - 1
 
     def served(self) -> Served | None:
         """What the server has done so far; None without one."""

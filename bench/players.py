@@ -178,18 +178,29 @@ class Actor:
                 self._retries += 1
                 await asyncio.sleep(_RETRY)
 
+    def _send_by_its_own_bridge(self, to: str, content: dict[str, Any], group: bool) -> None:
+        send = self._layer.sync.group_send if group else self._layer.sync.send
+        while True:
+            try:
+                send(to, content)
+                return
+            except self._full:
+                self._retries += 1
+                time.sleep(_RETRY)
+
     async def shout(
-        self, to: list[str], firsts: list[int], count: int, *, group: bool, size: int
+        self, to: list[str], firsts: list[int], count: int, *, group: bool, size: int, own_bridge: bool
     ) -> dict[str, Any]:
-        """As ``send``, from plain threads that have no event loop."""
+        """As ``send``, from plain threads without a loop: by ``async_to_sync``, or by what the layer has for them."""
         errors: list[BaseException] = []
         self._retries = 0
+        send = self._send_by_its_own_bridge if own_bridge else async_to_sync(self._send)
 
         def run(first: int) -> None:
             names = itertools.cycle(to)
             try:
                 for number in range(first, first + count):
-                    async_to_sync(self._send)(next(names), message(number, size), group)
+                    send(next(names), message(number, size), group)
             except BaseException as error:
                 errors.append(error)
 

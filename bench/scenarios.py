@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .contestants import CAPACITY, Contestant, Place
@@ -144,11 +144,12 @@ class Volley:
         ]
         shares = [firsts[number :: len(self.senders)] for number in range(len(self.senders))]
         before = sum(await stage.costs())
+        said: dict[str, Any] = {"group": self.group, "size": self.size}
+        if self.threads:
+            said["own_bridge"] = stage.contestant.own_bridge
         sent = await asyncio.gather(
             *[
-                (part.shout if self.threads else part.send)(
-                    self.to, share, count, group=self.group, size=self.size
-                )
+                (part.shout if self.threads else part.send)(self.to, share, count, **said)
                 for part, share in zip(self.senders, shares, strict=True)
             ]
         )
@@ -401,16 +402,19 @@ async def sync(stage: Stage) -> Figures:
     here, there = await stage.cast(2)
     await members([there], "room", 1)
     volley = Volley([here], [there], ["room"], group=True, tasks=4, threads=True)
+    without = stage.place.clients()
     await volley.fire(stage, 1)
     figures = await volley.last_for(stage)
     before = stage.place.connections()
     await volley.fire(stage, 25)
     after = stage.place.connections()
-    made = (
-        {}
-        if before is None or after is None
-        else {"connections/call": (after - before - 1) / (25 * volley.tasks)}
-    )
+    now = stage.place.clients()
+    made: Figures = {}
+    if before is not None and after is not None and without is not None and now is not None:
+        made = {
+            "connections kept": now - without,
+            "connections/call": (after - before - 1) / (25 * volley.tasks),
+        }
     return {
         "calls/s": figures["messages/s"],
         **made,
@@ -436,6 +440,15 @@ class Scenario:
     play: Callable[[Stage], Awaitable[Figures]]
     #: What else a contestant has to have to take part.
     asks: Literal["nothing", "server", "queues", "threads"] = "nothing"
+
+    def rows(self, contestant: Contestant) -> dict[str, Contestant]:
+        """Who plays under which title: nobody, itself, and where threads send again by the layer's own way for them."""
+        if not self.takes(contestant):
+            return {}
+        rows = {contestant.name: contestant}
+        if self.asks == "threads" and "trunkline" in contestant.packages:
+            rows[f"{contestant.name}, layer.sync"] = replace(contestant, own_bridge=True)
+        return rows
 
     def takes(self, contestant: Contestant) -> bool:
         if self.asks == "server":
@@ -470,5 +483,7 @@ SCENARIOS = {
         subscribers,
         "server",
     ),
-    "sync": Scenario("async_to_sync(layer.group_send) from 4 plain threads", sync, "threads"),
+    "sync": Scenario(
+        "group_send from 4 plain threads by async_to_sync, or by layer.sync where it says so", sync, "threads"
+    ),
 }

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures
 import contextlib
+import contextvars
+import functools
 import importlib
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import names
 from .envelope import Message, decode, encode
@@ -30,42 +32,142 @@ if TYPE_CHECKING:
 __all__ = ["Elsewhere", "SyncLayer", "background_loop"]
 
 T = TypeVar("T")
+#: Undoes what was done for somebody who is gone.
+GiveBack = Callable[[T], Coroutine[Any, Any, None]]
 _TRANSACTIONS = "trunkline.django.transactions"
 
+
+class _Call(Generic[T]):
+    """One call of a thread, on its way into the background loop and back."""
+
+    __slots__ = ("_context", "_give_back", "_loop", "_task", "_work", "answered", "error", "result")
+
+    result: T
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        work: Callable[[], Coroutine[Any, Any, T]],
+        give_back: GiveBack[T] | None,
+    ) -> None:
+        self._loop = loop
+        self._work = work
+        self._give_back = give_back
+        #: The work sees the context of its caller: a trace goes on in it.
+        self._context = contextvars.copy_context()
+        self._task: asyncio.Task[None] | None = None
+        self.error: BaseException | None = None
+        #: Locked until the work is done. It is what the thread waits on.
+        self.answered = threading.Lock()
+        self.answered.acquire()
+
+    def start(self) -> None:
+        self._task = self._loop.create_task(self._run(), context=self._context)
+
+    async def _run(self) -> None:
+        try:
+            self.result = await self._work()
+        except asyncio.CancelledError:
+            self.error = LayerClosed("the layer was closed while the call was waiting")
+        except BaseException as error:
+            self.error = error
+        self.answered.release()
+
+    def abandon(self) -> None:
+        """Nobody waits for the answer any more."""
+        if self._task is None:
+            return  # interrupted before it was to start
+        if not self._task.done():
+            self._task.cancel()
+        elif self._give_back is not None and self.error is None:
+            self._task = self._loop.create_task(self._give_back(self.result))
+
+
+class _Background:
+    """This process's background thread: a loop, and the calls of other threads on their way into it.
+
+    Calls that come while it is awake share one waking. A call costs a lock and a task, no future of either kind.
+    """
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        #: What the threads want of it, in their order.
+        self._wanted: deque[Callable[[], None]] = deque()
+        #: It was told to look there, and has not begun to.
+        self._told = False
+        threading.Thread(target=self._run, name="trunkline", daemon=True).start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def call(self, work: Callable[[], Coroutine[Any, Any, T]], give_back: GiveBack[T] | None = None) -> T:
+        """Do the work in the loop, and wait for what it returns.
+
+        Where a signal's handler raises, as that of Ctrl-C does, the work is cancelled; a result that came in this very
+        moment is given back.
+        """
+        call = _Call(self.loop, work, give_back)
+        try:
+            self._wanted.append(call.start)
+            if not self._told:
+                self._told = True
+                self.loop.call_soon_threadsafe(self._look)
+            call.answered.acquire()
+        except BaseException:
+            self._wanted.append(call.abandon)
+            self.loop.call_soon_threadsafe(
+                self._look
+            )  # whatever it was told: that too may have been interrupted
+            raise
+        # No Python function is called from here on, so that no signal's handler runs while the answer is in nobody's hand.
+        error, call.error = call.error, None
+        if error is None:
+            return call.result
+        try:
+            raise error
+        finally:
+            del error  # it knows this frame
+
+    def _look(self) -> None:
+        self._told = False  # first: who appends from here on tells it again
+        while self._wanted:
+            self._wanted.popleft()()
+
+
 _lock = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
-_orphans: list[asyncio.AbstractEventLoop] = []
+_background: _Background | None = None
+_orphans: list[_Background] = []
+
+
+def _running() -> _Background:
+    global _background
+    if _background is None:
+        with _lock:
+            if _background is None:
+                _background = _Background()
+    return _background
 
 
 def background_loop() -> asyncio.AbstractEventLoop:
     """The loop of this process's background thread."""
-    global _loop
-    with _lock:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_run, args=(_loop,), name="trunkline", daemon=True).start()
-        return _loop
-
-
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    loop.run_forever()
+    return _running().loop
 
 
 def _stop() -> None:
     """At exit: let the nodes of the background loop leave properly, but not for long."""
-    if _loop is not None and _loop.is_running():
+    if _background is not None and (loop := _background.loop).is_running():
         with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(_loop.shutdown_asyncgens(), _loop).result(2)
+            asyncio.run_coroutine_threadsafe(loop.shutdown_asyncgens(), loop).result(2)
 
 
 def _forked() -> None:
-    global _loop, _lock
+    global _background, _lock
     # The thread did not come along, and closing its loop here would unregister the descriptors of the parent's.
-    if _loop is not None:
-        _orphans.append(_loop)
+    if _background is not None:
+        _orphans.append(_background)
     _lock = threading.Lock()
-    _loop = None
+    _background = None
 
 
 atexit.register(_stop)
@@ -202,21 +304,9 @@ class SyncLayer:
     def __init__(self, layer: ChannelLayer) -> None:
         self._layer = layer
 
-    def _call(
-        self,
-        method: Callable[..., Coroutine[Any, Any, T]],
-        *args: Any,
-        timeout: float | None = None,
-        **options: Any,
-    ) -> T:
+    def _call(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
         _refuse_to_block(method)
-        if timeout is None:
-            return asyncio.run_coroutine_threadsafe(method(*args, **options), background_loop()).result()
-        future = asyncio.run_coroutine_threadsafe(_within(method, args, timeout), background_loop())
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError:
-            raise LayerClosed from None
+        return _running().call(functools.partial(method, *args, **options))
 
     def _call_after_commit(
         self,
@@ -263,10 +353,17 @@ class SyncLayer:
     def receive(self, channel: str, timeout: float | None = None) -> Message:
         """See ``ChannelLayer.receive``.
 
+        Cancellation: safe. Where a signal's handler raises, as that of Ctrl-C does, nothing is taken; what came in this
+            very moment is given back, on a normal channel at its end.
+
         Raises:
             TimeoutError: Nothing came within ``timeout`` seconds; nothing was taken.
         """
-        return self._call(self._layer.receive, channel, timeout=timeout)
+        layer = self._layer
+        _refuse_to_block(layer.receive)
+        receive = functools.partial(layer.receive, channel)
+        work = receive if timeout is None else functools.partial(_within, timeout, receive)
+        return _running().call(work, functools.partial(layer._put_back, channel))
 
     def new_channel(self, prefix: str = "specific") -> str:
         """See ``ChannelLayer.new_channel``."""
@@ -363,6 +460,6 @@ def _refuse_to_block(method: Callable[..., Any]) -> None:
     )
 
 
-async def _within(method: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], timeout: float) -> T:
+async def _within(timeout: float, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     async with asyncio.timeout(timeout):
-        return await method(*args)
+        return await work()
