@@ -293,6 +293,7 @@ class ChannelLayer:
             UsageError: A presence for a normal channel.
             ConfigurationError: A presence, and "presence" is not in ``extensions``.
             TransportUnavailable: The membership was not made, or its owner did not confirm it.
+            LayerClosed: The layer was closed meanwhile.
         """
         node = self._nodes.get(asyncio.get_running_loop()) or await self._here()
         if presence is None and user is None and not announce:

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import names
 from .envelope import Seal
-from .errors import NotOwner, TransportUnavailable, UsageError
+from .errors import LayerClosed, NotOwner, TransportUnavailable, UsageError
 from .presence import Presence, Present, PresentCount
 from .settings import Settings
 from .switchboard import Sink, Waiter
@@ -25,7 +25,8 @@ class Membership(Watching):
 
     def __init__(self, settings: Settings, seal: Seal, transport: Transport) -> None:
         super().__init__(settings, seal, transport)
-        self._settling: dict[str, asyncio.Task[None]] = {}
+        #: Groups whose subscription somebody changes.
+        self._settling: dict[str, asyncio.Future[None]] = {}
         #: Made on first use: who does not use it pays nothing.
         self._presence: Presence | None = None
 
@@ -96,6 +97,8 @@ class Membership(Watching):
             except TransportUnavailable:
                 self._board.leave(group, channel)
                 raise
+            if self.closed:
+                raise LayerClosed(f"the layer was closed while {channel} was added to {group}")
         elif owner is None:
             capacity = self._settings.capacity_of(channel)
             await self._transport.bind(group, channel, capacity, self._settings.group_expiry)
@@ -187,24 +190,37 @@ class Membership(Watching):
     async def _settle(self, group: str) -> None:
         """Make the subscription agree with the membership. One change at a time for each group."""
         while not self.closed and self._board.has_members(group) != (group in self._subscribed):
-            task = self._settling.get(group)
-            if task is None:
-                task = self._settling[group] = self._spawn(self._resubscribe(group))
-            await asyncio.shield(task)
+            change = self._settling.get(group)
+            if change is not None:
+                await asyncio.shield(change)  # of somebody else, whose error is ours too
+                continue
+            change = self._settling[group] = self.loop.create_future()
+            try:
+                await self._resubscribe(group)
+            except asyncio.CancelledError:
+                change.set_result(None)
+                self._settling.pop(group)
+                if not self.closed:
+                    self._spawn(self._settle(group))  # the membership stays as it was made
+                raise
+            except BaseException as error:
+                change.set_exception(error)
+                change.exception()  # perhaps nobody else waits for it
+                self._settling.pop(group)
+                raise
+            change.set_result(None)
+            self._settling.pop(group)
 
     async def _resubscribe(self, group: str) -> None:
-        try:
-            if self._board.has_members(group):
-                await self._transport.subscribe(group)
-                if self._settings.histories and self._settings.kept_of(group) is not None:
-                    await self._history.follow(group)
-                self._subscribed.add(group)
-            else:
-                self._subscribed.discard(group)
-                self._history.unfollow(group)
-                await self._transport.unsubscribe(group)
-        finally:
-            del self._settling[group]
+        if self._board.has_members(group):
+            await self._transport.subscribe(group)
+            if self._settings.histories and self._settings.kept_of(group) is not None:
+                await self._history.follow(group)
+            self._subscribed.add(group)
+        else:
+            self._subscribed.discard(group)
+            self._history.unfollow(group)
+            await self._transport.unsubscribe(group)
 
     # Between layers
 

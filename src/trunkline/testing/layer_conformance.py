@@ -543,6 +543,25 @@ class LayerConformance(PresenceConformance):
             await b.group_discard("edge", two)
 
     @promise
+    async def test_a_cancelled_group_add_disturbs_nobody(self) -> None:
+        """Who joins a group beside one that is cancelled at any moment is in it on return, and gets each message once."""
+        a, b = self.layer(), self.layer()
+        first, second = await b.new_channel(), await b.new_channel()
+        for turns in range(8):
+            group = f"cancelled{turns}"
+            cancelled = asyncio.ensure_future(b.group_add(group, first))
+            beside = asyncio.ensure_future(b.group_add(group, second))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            cancelled.cancel()
+            await asyncio.wait_for(beside, 20)
+            await b.group_discard(group, first)
+            for number in range(2):
+                await a.group_send(group, {"n": number})
+            assert [await self.get(b, second) for _ in range(2)] == [{"n": 0}, {"n": 1}]
+            await self.nothing(b, first)
+
+    @promise
     async def test_forget(self) -> None:
         """forget drops a channel's messages and memberships; a receive that waits on it goes on waiting."""
         a, b = self.layer(), self.layer()

@@ -50,11 +50,24 @@ class Ears(Protocol):
 
 
 class _Subscription:
-    __slots__ = ("confirmed", "left")
+    __slots__ = ("confirmed", "left", "waiters")
 
-    def __init__(self, confirmed: asyncio.Future[None]) -> None:
-        self.confirmed = confirmed
+    def __init__(self) -> None:
+        self.confirmed = False
         self.left: float | None = None
+        self.waiters: list[asyncio.Future[None]] = []
+
+    def confirm(self, error: Exception | None = None) -> None:
+        """Tell whoever waits: the server has confirmed, or never will."""
+        self.confirmed = True
+        for waiter in self.waiters:
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+        self.waiters.clear()
 
 
 class Inflow:
@@ -110,12 +123,14 @@ class Inflow:
         else:
             subscription.left = None
             self.receiver.mute(topic, False)
-        if not subscription.confirmed.done():
-            await asyncio.shield(subscription.confirmed)
+        if not subscription.confirmed:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            subscription.waiters.append(waiter)
+            await waiter
 
     def want(self, topic: bytes, since_ms: int) -> _Subscription:
         """Subscribe as soon as there is a connection, and then again after each new one."""
-        subscription = self._subscriptions[topic] = _Subscription(self._loop.create_future())
+        subscription = self._subscriptions[topic] = _Subscription()
         self.receiver.join(topic, since_ms)
         if not self._unwritten:
             self._loop.call_soon(self._write)
@@ -144,9 +159,7 @@ class Inflow:
         left = [(topic, sub.left) for topic, sub in self._subscriptions.items() if sub.left is not None]
         leaving = [topic for topic, at in left if at <= now - LINGER]
         for topic in leaving:
-            confirmed = self._subscriptions.pop(topic).confirmed
-            if not confirmed.done():
-                confirmed.set_result(None)  # whoever waits for it was overtaken by an unsubscribe
+            self._subscriptions.pop(topic).confirm()  # whoever waits for it was overtaken by an unsubscribe
             self.receiver.leave(topic)
         if self._pushes is not None:
             for start in range(0, len(leaving), _BATCH):
@@ -176,8 +189,8 @@ class Inflow:
                 self.take(topic, data)
         elif kind == self._subscribed:
             subscription = self._subscriptions.get(reply[1])
-            if subscription is not None and not subscription.confirmed.done():
-                subscription.confirmed.set_result(None)
+            if subscription is not None and not subscription.confirmed:
+                subscription.confirm()
             if self._unconfirmed:
                 self._unconfirmed.discard(reply[1])
                 waiter = self._all_confirmed
@@ -206,7 +219,7 @@ class Inflow:
     def subscribed(self, topic: bytes) -> bool:
         """Whether pushes of the topic are expected: the server has confirmed, and was not told that we leave."""
         subscription = self._subscriptions.get(topic)
-        return topic in self._others if subscription is None else subscription.confirmed.done()
+        return topic in self._others if subscription is None else subscription.confirmed
 
     def leave_server(self) -> None:
         """Tell a server that is still there to push nothing more."""
@@ -243,10 +256,9 @@ class Inflow:
         self.interrupt()
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for future in (
-            *self._behind,
-            *(subscription.confirmed for subscription in self._subscriptions.values()),
-        ):
+        for subscription in self._subscriptions.values():
+            subscription.confirm(error)
+        for future in self._behind:
             if not future.done():
                 future.set_exception(error)
                 future.exception()
