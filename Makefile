@@ -54,7 +54,7 @@ CORE    := tests/pure tests/fundamentals tests/layer tests/consumers tests/proce
 NOT_CORE := $(addprefix --ignore=tests/,pure/test_typed.py pure/test_envelope.py consumers/test_consumer_typed.py \
            consumers/test_beside_django_channels.py processes/test_presence_processes.py) -k "not encrypt and not starlette and not redis"
 PYTHONS ?= python3.12 python3.13 python3.14
-PYTEST  := -m pytest -q -n 3 --dist loadfile
+PYTEST  := -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 LEGS    := test-core test-oldest test-strict test-optimised test-uvloop test-random test-pythons
 .PHONY: $(LEGS) mistakes
 legs: $(LEGS) release-check

@@ -266,10 +266,10 @@ class Store:
             return
         cut = head[fresh - 1][0]
         self._do(
-            "UPDATE node SET missed = ?1 WHERE watermark < ?1 AND EXISTS (SELECT 1 FROM frame f"
+            "UPDATE node SET missed = :cut WHERE watermark < :cut AND EXISTS (SELECT 1 FROM frame f"
             " JOIN subscription s ON s.topic = f.topic AND s.node = node.name"
-            " WHERE f.id <= ?1 AND f.id > node.watermark AND f.id > s.since AND f.sender <> node.name)",
-            (cut,),
+            " WHERE f.id <= :cut AND f.id > node.watermark AND f.id > s.since AND f.sender <> node.name)",
+            {"cut": cut},
         )
         self._do("DELETE FROM frame WHERE id <= ?", (cut,))
 
