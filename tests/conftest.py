@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+import signal
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,10 @@ from nats_servers import binary
 from postgres_server import binaries
 from servers import servers
 from trunkline.testing import communicators
+
+# What a shell starts in the background ignores Ctrl-C, and so would the programs that tests end by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What an example takes says how busy the machine is, not whether the claim holds.
 hypothesis_settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
