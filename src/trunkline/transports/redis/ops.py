@@ -14,6 +14,7 @@ from ...continuity import VOID, Sent
 from ...errors import ChannelFull, TransportUnavailable
 from .connection import LARGE, ReplyError, pack, pack_large
 from .scripts import POST, PUSH, REMEMBER, Script
+from .topology import apart_key
 
 if TYPE_CHECKING:
     from .outbox import Outbox
@@ -193,12 +194,21 @@ class Post(Op):
         self.channel, self.capacity, self.retention = channel, capacity, retention
 
     def commands(self) -> bytes | list[bytes]:
-        return _post(self, self, (self.channel, -1 if self.capacity is None else self.capacity, 1))
+        runs = self.channel, -1 if self.capacity is None else self.capacity, 1
+        if len(self.body) < LARGE:
+            self.want = 1
+            return _post(self, self, self.outbox.sender.frame(self), runs)
+        # A script would copy it several times, and hash each byte of it.
+        self.want = 2
+        key = apart_key(self.keys[0], self.outbox.sender.sid, self.seq)
+        leave = pack_large(b"SET", key, self.body, b"PX", int(self.retention * 1000) + 10_000)
+        return [*leave, _post(self, self, self.outbox.sender.apart(self), runs, key)]
 
     def conclude(self, replies: list[Any]) -> Any:
-        if replies[0] == b"OK":
+        answer = replies[-1]
+        if answer == b"OK":
             return True
-        if replies[0] == b"GONE":
+        if answer == b"GONE":
             _unheard(self)
             return False
         self.outbox.sender.give_up(self)
@@ -236,7 +246,7 @@ class Posts(Op):
             else:
                 channel, capacity = post.channel, post.capacity
                 runs += channel, -1 if capacity is None else capacity, 1
-        return _post(self, self._posts[0], runs)
+        return _post(self, self._posts[0], self.outbox.sender.frame(self), runs)
 
     def conclude(self, replies: list[Any]) -> Any:
         posts = self._posts
@@ -287,16 +297,15 @@ class _Each(asyncio.Future[list[Any]]):
                 op.future.set_exception(exception)
 
 
-def _post(op: Op, first: Post, runs: Sequence[str | int]) -> bytes | list[bytes]:
+def _post(op: Op, first: Post, frame: bytes, runs: Sequence[str | int], *apart: bytes) -> bytes:
     """The command that posts ``op``; ``runs``: channel, capacity and count of each run of frames for one channel."""
     outbox, sender = op.outbox, op.outbox.sender
     if op.flags & VOID:
         runs = (first.channel, 0, 1)  # it was refused or given up: only its place in the chain is filled
-    pack_all = pack if len(op.body) < LARGE else pack_large
-    return pack_all(
-        b"EVALSHA", outbox.dialect.sha(POST), 5, *first.keys,
-        sender.frame(op), sender.void(op), int((outbox.clock.now() - first.retention) * 1000), op.seq, sender.floor,
-        int(first.retention * 1000) + 60_000, outbox.excess(first.keys[0], len(op.body)), *runs,
+    return pack(
+        b"EVALSHA", outbox.dialect.sha(POST), 5 + len(apart), *first.keys, *apart,
+        frame, sender.void(op), int((outbox.clock.now() - first.retention) * 1000), op.seq, sender.floor,
+        int(first.retention * 1000) + 60_000, outbox.excess(first.keys[0], len(frame)), *runs,
     )  # fmt: skip
 
 
