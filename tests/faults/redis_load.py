@@ -12,6 +12,7 @@ from servers import Server
 from trunkline.errors import TransportUnavailable
 from trunkline.names import new_node
 from trunkline.transports.redis import RedisTransport
+from trunkline.transports.redis.connection import LARGE
 from trunkline.transports.redis.pace import Pace
 
 TTL = 60.0
@@ -65,10 +66,11 @@ class Node:
 
 
 class Load:
-    """Nodes that publish to all topics and post to each other for as long as it runs."""
+    """Nodes that publish to all topics and post to each other for as long as it runs; now and then a large frame."""
 
-    def __init__(self, nodes: list[Node], topics: int = 5) -> None:
+    def __init__(self, nodes: list[Node], topics: int = 5, large: int = LARGE) -> None:
         self.nodes = nodes
+        self._large = large
         self.topics = [f"topic.{n}" for n in range(topics)]
         self.sent: dict[str, list[bytes]] = {node.name: [] for node in nodes}
         self.failed: list[BaseException] = []
@@ -96,6 +98,8 @@ class Load:
                 for other in others:
                     count += 1
                     frame = b"%d:%06d:post" % (number, count)
+                    if count % 32 == 0:
+                        frame = frame.ljust(self._large, b".")
                     post = node.transport.post(other.name, channel, frame, None, TTL)
                     calls.append(self._one(post, frame, [other]))
             await asyncio.gather(*calls)

@@ -285,6 +285,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._heard = True
         reader, requests, on_push = self._reader, self._requests, self._on_push
+        reply: Any
         try:
             if self._value is not None:
                 self._rest = self._rest[nbytes:]
