@@ -26,6 +26,9 @@ log = logging.getLogger("trunkline.redis")
 #: Topics subscribed in one command, logs read in one trip, entries read from one log in one trip, bodies fetched in one.
 _BATCH, _LOGS, _ENTRIES, _BODIES = 512, 64, 500, 16
 
+#: Seconds to wait for a server that runs a long script.
+_BUSY = 0.05
+
 #: Seconds that a topic stays subscribed after the last wish for it: groups are often left and joined again at once.
 LINGER = 1.0
 
@@ -332,9 +335,15 @@ class Inflow:
         for start in range(0, len(keys), _BODIES):
             bodies = await commands.call(*[("GET", key) for key in keys[start : start + _BODIES]])
             for apart, body in zip(wanted[start:], bodies, strict=False):
-                if isinstance(body, ReplyError):
+                if not isinstance(body, ReplyError):
+                    self.receiver.fetched(apart, body)
+                elif str(body).startswith(
+                    "BUSY"
+                ):  # a long script runs: what is missing is asked for in the next round
+                    await asyncio.sleep(_BUSY)
+                    return keys[: keys.index(apart_key(*apart))]
+                else:
                     raise body
-                self.receiver.fetched(apart, body)
         return keys
 
     async def _level(self, commands: Asking) -> None:
