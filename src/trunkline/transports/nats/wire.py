@@ -1,6 +1,6 @@
 """One connection to one server: the only room that imports the driver.
 
-nats-py connects, logs in and reads; what it reads goes to plain calls here, with no task, queue or object per message.
+nats-py connects and logs in; then what comes is read here and goes to plain calls, with no task or queue.
 Reconnecting, resubscribing and repeating are the link's, which knows what may be repeated.
 """
 
@@ -23,6 +23,8 @@ from .servers import Access
 
 __all__ = ["Wire", "connect", "unavailable"]
 
+#: Bytes that the loop reads at once, where nothing larger is awaited.
+_BUFFER = 64 << 10
 _REFUSALS = ("authorization", "authentication", "user authentication", "permissions violation")
 
 
@@ -45,61 +47,93 @@ class Heard(Protocol):
         """The connection has ended."""
 
 
-class _Parser:
-    """Takes the place of the driver's, which copies its buffer for every message."""
+class _Inflow(asyncio.BufferedProtocol):
+    """Reads what the server says, in the driver's place: without a task, and with one copy of each message."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self.reset()
-
-    def reset(self) -> None:
-        self._held = bytearray()
+        # Where the loop reads to: one that it makes for every read costs more than a small message.
+        self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
+        self._filled = 0
+        #: Bytes that must be there before it is worth looking.
         self._needed = 0
 
-    async def parse(self, data: bytes) -> None:
-        self._wire.heard = True
-        if self._held:
-            self._held += data
-            if len(self._held) < self._needed:
-                return
-            data = bytes(self._held)
-        position = await self._take(data)
-        self._held = bytearray(data[position:])
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view[self._filled :]
 
-    async def _take(self, data: bytes) -> int:
+    def buffer_updated(self, nbytes: int) -> None:
+        wire = self._wire
+        wire.heard = True
+        self._filled += nbytes
+        if self._filled < self._needed:
+            return
+        try:
+            done = self._take()
+        except (ValueError, IndexError, errors.ProtocolError) as error:
+            wire.drop(error)
+            return
+        left = self._filled - done
+        size = (self._needed // _BUFFER + 1) * _BUFFER
+        # Room for what is awaited; a large one is kept while large messages come.
+        if size > len(self._buffer) or (size < len(self._buffer) and done < _BUFFER):
+            buffer = bytearray(size)
+            buffer[:left] = self._view[done : self._filled]
+            self._buffer, self._view = buffer, memoryview(buffer)
+        elif left and done:
+            self._buffer[:left] = self._buffer[done : self._filled]
+        self._filled = left
+
+    def feed(self, data: bytes) -> None:
+        """What was read before."""
+        while data:
+            room = self.get_buffer(len(data))
+            count = min(len(room), len(data))
+            room[:count] = data[:count]
+            self.buffer_updated(count)
+            data = data[count:]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._wire.end(error or errors.UnexpectedEOF())
+
+    def _take(self) -> int:
         """Hand on what is complete; returns where the rest begins."""
         heard = self._wire.listener
+        buffer, view, filled = self._buffer, self._view, self._filled
         position = self._needed = 0
-        while (end := data.find(b"\r\n", position)) >= 0:
-            kind = data[position]
+        while (end := buffer.find(b"\r\n", position, filled)) >= 0:
+            kind = buffer[position]
             if kind == 0x4D:  # MSG subject sid [reply] size
-                words = data[position + 4 : end].split()
+                words = view[position + 4 : end].tobytes().split()
                 body = end + 2
                 after = body + int(words[-1])
-                if len(data) < after + 2:
+                if filled < after + 2:
                     self._needed = after + 2 - position
                     return position
                 reply = words[2] if len(words) == 4 else b""
-                heard.message(words[1], words[0], reply, data[body:after], b"")
+                heard.message(words[1], words[0], reply, view[body:after].tobytes(), b"")
                 position = after + 2
             elif kind == 0x48:  # HMSG subject sid [reply] header-size size
-                words = data[position + 5 : end].split()
+                words = view[position + 5 : end].tobytes().split()
                 header = end + 2
                 body = header + int(words[-2])
                 after = header + int(words[-1])
-                if len(data) < after + 2:
+                if filled < after + 2:
                     self._needed = after + 2 - position
                     return position
                 reply = words[2] if len(words) == 5 else b""
-                heard.message(words[1], words[0], reply, data[body:after], data[header:body])
+                payload, head = view[body:after].tobytes(), view[header:body].tobytes()
+                heard.message(words[1], words[0], reply, payload, head)
                 position = after + 2
             else:
-                line = data[position:end]
+                line = view[position:end].tobytes()
                 position = end + 2
-                await self._control(line)
+                self._control(line)
+        if filled - position >= _BUFFER:  # an INFO of very many servers
+            self._needed = filled - position + _BUFFER
         return position
 
-    async def _control(self, line: bytes) -> None:
+    def _control(self, line: bytes) -> None:
         wire = self._wire
         word = line[:4].upper()
         if word == b"PONG":
@@ -109,7 +143,7 @@ class _Parser:
         elif word == b"-ERR":
             wire.refuse(line[4:].decode("utf-8", "replace").strip(" '"))
         elif word == b"INFO":
-            await wire.inform(line[5:])
+            wire.inform(line[5:])
         elif word[:3] != b"+OK":
             raise errors.ProtocolError
 
@@ -124,7 +158,6 @@ class Wire(Client):
         self.heard = False
         self.closed = False
         self._access = access
-        self._ps = _Parser(self)  # type: ignore[assignment] # all that the driver calls of it is there
 
     # What the driver calls
 
@@ -149,7 +182,19 @@ class Wire(Client):
         await super()._process_info(info, initial_connection)
 
     async def _process_op_err(self, e: Exception) -> None:
-        self._ended(e)
+        self.end(e)
+
+    async def _read_loop(self) -> None:
+        """From now on we read; what the driver's reader holds already comes first."""
+        transport, driver = self._socket(), self._transport
+        reader = getattr(driver, "_io_reader", None)
+        if transport is None or reader is None or transport.is_closing() or reader.at_eof():
+            self.end(errors.UnexpectedEOF())
+            return
+        inflow = _Inflow(self)
+        transport.set_protocol(inflow)
+        reader.feed_eof()
+        inflow.feed(await reader.read())
 
     async def _ping_interval(self) -> None:
         """The link asks for signs of life."""
@@ -173,12 +218,11 @@ class Wire(Client):
         if text.lower().startswith("permissions violation"):
             self.listener.refused(text)
         else:
-            self._ended(errors.Error(text))
+            self.end(errors.Error(text))
 
-    async def inform(self, text: bytes) -> None:
+    def inform(self, text: bytes) -> None:
         info = json.loads(text)
         self._server_info.update(info)
-        await super()._process_info(info)
         if info.get("ldm"):
             self.listener.lame()
 
@@ -187,9 +231,10 @@ class Wire(Client):
         transport = self._socket()
         if transport is not None:
             transport.abort()
-        self._ended(error)
+        self.end(error)
 
-    def _ended(self, error: BaseException) -> None:
+    def end(self, error: BaseException) -> None:
+        """It has ended: told once."""
         if not self.closed:
             self.closed = True
             self.listener.lost(self, error)
