@@ -112,8 +112,11 @@ class Sender(Generic[_S]):
 
     def frame(self, sent: _S) -> bytes:
         """The bytes to send: the header and the body."""
-        header = _HEADER.pack(_MARK | sent.flags, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
-        return header + sent.body
+        return self.header(sent) + sent.body
+
+    def header(self, sent: _S) -> bytes:
+        """What stands in front of the body."""
+        return _HEADER.pack(_MARK | sent.flags, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
 
     def void(self, sent: _S) -> bytes:
         """The bytes to send in its place when it is refused: they keep the chain closed."""

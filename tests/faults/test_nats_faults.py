@@ -71,7 +71,9 @@ async def test_a_server_that_comes_back_empty(server: NatsServer) -> None:
 async def test_a_frozen_server_costs_nothing(server: NatsServer) -> None:
     """The server stands still for longer than the deadline, and goes on."""
     prefix = unique()
-    async with Node(server.url, prefix, recover=True) as a, Node(server.url, prefix, recover=True) as b:
+    # A post is given up after two deadlines; the second is for coming back, on a machine however busy.
+    options = {"recover": True, "deadline": 3.0}
+    async with Node(server.url, prefix, **options) as a, Node(server.url, prefix, **options) as b:
         async with Load([a, b]) as load:
             await eventually(lambda: len(b.frames) > 100)
             server.freeze()

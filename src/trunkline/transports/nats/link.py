@@ -20,12 +20,12 @@ from typing import Any
 from ...continuity import REPEATED, Sender, Sent
 from ...errors import ChannelFull, ConfigurationError, LayerClosed, MessageTooLarge, TransportUnavailable
 from ...transport import Arrivals
-from .inbox import ANSWER, FULL, POST, Inbox
+from .inbox import ANSWER, FULL, HEAD, POST, Inbox
 from .interest import Interest
 from .reading import Reading, status
 from .servers import Access
 from .subjects import Subjects
-from .topics import Topics
+from .topics import MANY, SIZE, Topics
 from .wire import Wire, connect, unavailable
 
 __all__ = ["Answer", "Link", "Op"]
@@ -42,6 +42,8 @@ _KNOCK = 0.03
 #: Seconds that answered publishes are kept, for a server that dies with what it has confirmed.
 _WINDOW, _WINDOW_BYTES = 3.0, 8 << 20
 _HEARTBEAT = 2.5
+#: Bytes of operations that share a message, at most; a larger one goes alone.
+_SHARED = 64 << 10
 
 Answer = tuple[bytes, bytes]
 
@@ -61,6 +63,7 @@ class Op(Sent):
         "expires",
         "future",
         "header",
+        "mates",
         "node",
         "since",
         "subject",
@@ -86,11 +89,24 @@ class Op(Sent):
         #: What is still to come: 1 the pong, 2 the log's answer.
         self.want = 0
         self.header = b""
+        #: Those that share its message.
+        self.mates: list[Op] = []
         #: Posts only: the node, the channel, its capacity (0: no bound), when the node was first found to be away.
         self.node = ""
         self.channel = ""
         self.capacity = 0
         self.since = 0.0
+
+
+class _Shared:
+    """Operations that will share a message."""
+
+    __slots__ = ("ops", "parts", "size")
+
+    def __init__(self) -> None:
+        self.ops: list[Op] = []
+        self.parts: list[bytes] = []
+        self.size = 0
 
 
 class Link:
@@ -148,6 +164,10 @@ class Link:
         self._timer: asyncio.TimerHandle | None = None
         # out
         self._out: list[bytes] = []
+        self._soon = False
+        #: By subject: one topic's publishes, or posts to nodes. What follows must not overtake them.
+        self._open: dict[bytes, _Shared] = {}
+        self._publishing = False
         self._unconfirmed: list[Op] = []
         self._pings: deque[list[Op]] = deque()
         self._asked: dict[int, Op] = {}
@@ -203,7 +223,7 @@ class Link:
                 b"PUB %b %d\r\nbye %b\r\n" % (self.subjects.control, 4 + len(self.node), self.node.encode())
             )
             if self._task is not None and self._task.done():
-                self._flush()  # the loop is ending and has cancelled whoever reads: there is no answer
+                self.flush()  # the loop is ending and has cancelled whoever reads: there is no answer
             else:
                 op = Op(self, b"", b"", 1.0)
                 self._ping(op)
@@ -284,7 +304,7 @@ class Link:
         for url in wire.info.get("connect_urls") or ():
             if url not in self._servers:
                 self._servers.append(url)
-        self._out, self._unconfirmed = [], []
+        self._out, self._unconfirmed, self._open = [], [], {}
         self._pings.clear()
         self._silent_since = 0.0
         async with asyncio.timeout(2 * self.deadline):
@@ -334,7 +354,7 @@ class Link:
     def _interrupt(self) -> None:
         self.up = False
         self._pings.clear()
-        self._out, self._unconfirmed = [], []
+        self._out, self._unconfirmed, self._open = [], [], {}
         self.inbox.interrupted()
         self.topics.stop()
         if self._greeting is not None:
@@ -427,48 +447,66 @@ class Link:
             self._transmit(op)
 
     def _transmit(self, op: Op) -> None:
+        """Have it leave in this turn of the loop, in one message with others of the same subject."""
         op.at = self.loop.time()
-        out = self._out
-        if not out:
-            self.loop.call_soon(self._flush)
+        self.flush_soon()
         if op.topic is not None:
-            frame = self.sender.frame(op)
             self._unconfirmed.append(op)
-            if op.confirm:
-                op.want = 1
-                out.append(b"PUB %b %d\r\n%b\r\n" % (op.subject, len(frame), frame))
-                return
-            op.want = 3
-            out.append(
-                b"PUB %b %b.%d %d\r\n%b\r\n" % (op.subject, self.subjects.answers, op.seq, len(frame), frame)
-            )
-            return
-        body = op.body
-        if op.node:
+            op.want = 1 if op.confirm else 3
+            head = self.sender.header(op)
+        elif op.node:
             channel = op.channel.encode()
-            head = POST.pack(self.sid, op.seq, self.sender.floor, op.capacity, op.flags, len(channel))
-            body = head + channel + body
-        if op.header:
-            out.append(
-                b"HPUB %b %b.%d %d %d\r\n%b%b\r\n"
-                % (
-                    op.subject,
-                    self.subjects.answers,
-                    op.seq,
-                    len(op.header),
-                    len(op.header) + len(body),
-                    op.header,
-                    body,
-                )
-            )
+            head = POST.pack(op.seq, op.capacity, op.flags, len(channel), len(op.body)) + channel
         else:
-            out.append(
-                b"PUB %b %b.%d %d\r\n%b\r\n" % (op.subject, self.subjects.answers, op.seq, len(body), body)
-            )
+            self._put(op.subject, op.seq, [op.body], op.header)
+            return
+        size = len(head) + len(op.body)
+        shared = self._open.get(op.subject)
+        if shared is None or shared.size + size > min(_SHARED, self.max_payload - 200):
+            # Posts to different nodes cannot overtake each other; what is published goes to any.
+            if shared is not None or op.topic is not None or self._publishing:
+                self._close_open()
+            self._publishing = op.topic is not None
+            shared = self._open[op.subject] = _Shared()
+        shared.ops.append(op)
+        shared.parts += (head, op.body)
+        shared.size += size + SIZE.size
+
+    def _close_open(self) -> None:
+        """What follows is another message."""
+        opened, self._open = self._open, {}
+        for subject, shared in opened.items():
+            ops, parts = shared.ops, shared.parts
+            first = ops[0]
+            if len(ops) > 1:
+                for op in ops:
+                    op.mates = ops
+            else:
+                first.mates = []
+            if first.node:
+                self._put(subject, first.seq, [HEAD.pack(self.sid, self.sender.floor), *parts])
+            else:
+                if len(ops) > 1:
+                    parts = [MANY]
+                    for header, body in zip(shared.parts[::2], shared.parts[1::2], strict=True):
+                        parts += (SIZE.pack(len(header) + len(body)), header, body)
+                self._put(subject, 0 if first.confirm else first.seq, parts)
+
+    def _put(self, subject: bytes, answer: int, parts: list[bytes], header: bytes = b"") -> None:
+        """Write a message; ``answer``: the number under which it is answered, or 0."""
+        size = sum(map(len, parts))
+        reply = b"%b.%d " % (self.subjects.answers, answer) if answer else b""
+        if header:
+            head = b"HPUB %b %b%d %d\r\n%b" % (subject, reply, len(header), len(header) + size, header)
+        else:
+            head = b"PUB %b %b%d\r\n" % (subject, reply, size)
+        self._out += (head, *parts, b"\r\n")
 
     def send_raw(self, data: bytes) -> None:
-        if not self._out:
-            self.loop.call_soon(self._flush)
+        """Have it leave in this turn of the loop, behind what was said before."""
+        self.flush_soon()
+        if self._open:
+            self._close_open()
         self._out.append(data)
 
     def say(self, subject: bytes, payload: bytes, reply: bytes = b"") -> None:
@@ -477,17 +515,30 @@ class Link:
             self.send_raw(b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(payload), payload))
 
     def _ping(self, op: Op | None) -> None:
-        if not self._out:
-            self.loop.call_soon(self._flush)
-            self._out.append(b"")
-        if op is not None:
+        """Ask for a sign of life; with an operation, in this turn of the loop, as its confirmation."""
+        if op is None:
+            self._pings.append([])
+            self._out.append(b"PING\r\n")
+            self.flush()
+        else:
             op.confirm = True
             self._unconfirmed.append(op)
-        else:
-            self._out.append(b"PING\r\n")
-            self._flush()
+            self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Write at the end of this turn of the loop."""
+        if not self._soon:
+            self._soon = True
+            self.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        self._soon = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is to leave in this turn of the loop so far."""
+        if self._open:
+            self._close_open()
         out, self._out = self._out, []
         wire = self.wire
         if wire is None:
@@ -498,8 +549,6 @@ class Link:
             self._pings.append(self._unconfirmed)
             self._unconfirmed = []
             out.append(b"PING\r\n")
-        elif b"PING\r\n" in out:
-            self._pings.append([])
         if out:
             wire.write(out[0] if len(out) == 1 else b"".join(out))
 
@@ -518,9 +567,7 @@ class Link:
     async def round_trip(self, ttl: float) -> None:
         """Wait until the server has done what was said so far."""
         op = Op(self, b"", b"", ttl)
-        op.confirm = True
-        self._unconfirmed.append(op)
-        self.send_raw(b"")
+        self._ping(op)
         await op.future
 
     async def request(
@@ -645,13 +692,16 @@ class Link:
         if op is None:
             return
         if op.node:
-            self._not_there(op)
+            for mate in op.mates or [op]:
+                if mate.seq in self._asked:
+                    self._not_there(mate)
             return
         if op.topic is not None and (header or b'"error"' in payload):
             return  # the log did not take it: it is sent again in a moment
-        op.want &= ~2
-        if not op.want:
-            self._finish(op, (payload, header))
+        for mate in op.mates or [op]:
+            mate.want &= ~2
+            if not mate.want:
+                self._finish(mate, (payload, header))
 
     def _post_answered(self, seq: int, outcome: int) -> None:
         op = self._asked.pop(seq, None)

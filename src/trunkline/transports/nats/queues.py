@@ -121,7 +121,7 @@ class _Reader:
         self.soon = False
         self.returning = 0
         self.quick = 0
-        #: When somebody last took a frame, and last gave up waiting for one.
+        #: When somebody last took a frame, and last went from those that wait: called to take one, or giving up.
         self.took_at = self.left_at = 0.0
         self.exists = False
         self.timer: asyncio.TimerHandle | None = None
@@ -321,6 +321,7 @@ class Queues:
             waiter = reader.waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                reader.left_at = self._link.loop.time()  # it takes its frame in a moment
 
     def _ask(self, reader: _Reader, count: int, *, seek: bool = False) -> None:
         link = self._link

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from ...transport import Arrivals
 if TYPE_CHECKING:
     from .link import Link
 
-__all__ = ["Topics"]
+__all__ = ["MANY", "SIZE", "Topics"]
 
 log = logging.getLogger("trunkline.nats")
 
@@ -23,6 +25,9 @@ log = logging.getLogger("trunkline.nats")
 _OVERLAP_MS = 2000
 #: Topics one reading of the log names; of more it reads everything.
 _NAMED = 100
+#: What a message of several frames begins with, which no frame does, and what is in front of each in it: its length.
+MANY = b"\xb0"
+SIZE = struct.Struct(">I")
 
 
 class Topics:
@@ -97,6 +102,10 @@ class Topics:
 
     def heard(self, name: bytes, payload: bytes) -> None:
         """Take what came over a subscription to a topic."""
+        for frame in _frames(payload):
+            self._take(name, frame)
+
+    def _take(self, name: bytes, payload: bytes) -> None:
         try:
             body = self._receiver.push(name, payload)
         except Foreign:
@@ -203,4 +212,20 @@ class Topics:
 
     def _logged(self, subject: bytes, payload: bytes, ms: int, number: int) -> None:
         if subject in self._topics:
-            self._receiver.read(subject, (ms, number), payload)
+            for frame in _frames(payload):
+                self._receiver.read(subject, (ms, number), frame)
+
+
+def _frames(payload: bytes) -> Iterable[bytes]:
+    """The frames of one message; what cannot be read comes out as it is."""
+    if not payload.startswith(MANY):
+        return (payload,)
+    frames = []
+    place = 1
+    while place < len(payload):
+        if place + SIZE.size > len(payload):
+            return (payload,)
+        begin = place + SIZE.size
+        place = begin + SIZE.unpack_from(payload, place)[0]
+        frames.append(payload[begin:place])
+    return frames if place == len(payload) else (payload,)
