@@ -120,7 +120,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[NatsS
 
 
 async def acquainted(*nodes: Node) -> None:
-    """Wait until all hear each other, and so have heard of each other."""
+    """Wait until all hear each other, and know at which servers they are, each at another."""
     for node in nodes:
         await node.transport.subscribe("fence")
     names = {node.name.encode() for node in nodes}
@@ -128,6 +128,9 @@ async def acquainted(*nodes: Node) -> None:
         while not all(names <= set(node.frames) for node in nodes):
             for node in nodes:
                 await node.transport.publish("fence", node.name.encode(), TTL)
+            await asyncio.sleep(0.05)
+        # Hearing each other is not knowing where the other is, which is asked for at the same time.
+        while not all(len(node.transport._link.interest._others) >= len(nodes) - 1 for node in nodes):
             await asyncio.sleep(0.05)
     for node in nodes:
         await node.transport.unsubscribe("fence")

@@ -23,8 +23,8 @@ ANSWER = struct.Struct(">QB")
 _OK, FULL = 0, 1
 #: Numbers of one sender that are remembered before those below its floor are forgotten.
 _SEEN = 2048
-#: So many posts at once are answered before they are delivered: their sender goes on meanwhile.
-_MANY = 8
+#: So many posts at once, or so many bytes, are answered before they are delivered: their sender goes on meanwhile.
+_MANY, _LARGE = 8, 64 << 10
 
 
 class Inbox:
@@ -83,7 +83,7 @@ class Inbox:
             self._seen[sid] = {number: was for number, was in seen.items() if number >= floor}
         inbox, _, _ = reply.rpartition(b".")
         self._answers.setdefault(inbox, []).append(answer)
-        if len(posts) < _MANY:
+        if len(posts) < _MANY and len(payload) < _LARGE:
             self._link.flush_soon()
         else:
             self._link.flush()

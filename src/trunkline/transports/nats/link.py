@@ -14,7 +14,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from ...continuity import REPEATED, Sender, Sent
@@ -89,8 +89,8 @@ class Op(Sent):
         #: What is still to come: 1 the pong, 2 the log's answer.
         self.want = 0
         self.header = b""
-        #: Those that share its message.
-        self.mates: list[Op] = []
+        #: Those that share its message, itself included, until it is answered.
+        self.mates: Sequence[Op] = ()
         #: Posts only: the node, the channel, its capacity (0: no bound), when the node was first found to be away.
         self.node = ""
         self.channel = ""
@@ -153,6 +153,7 @@ class Link:
         self._offset = time.time() - time.monotonic()
         self.clustered = False
         self.max_payload = 1 << 20
+        self._room = _SHARED
         self.up = False
         self._was_up = False
         self.met = False
@@ -300,6 +301,8 @@ class Link:
             self.access, self._servers[0], self, name=name, deadline=self.deadline, context=self._context
         )
         self.max_payload = wire.info.get("max_payload", self.max_payload)
+        # A part of it is for what stands between them.
+        self._room = min(_SHARED, self.max_payload // 2)
         self.clustered = bool(wire.info.get("cluster"))
         for url in wire.info.get("connect_urls") or ():
             if url not in self._servers:
@@ -458,49 +461,49 @@ class Link:
             channel = op.channel.encode()
             head = POST.pack(op.seq, op.capacity, op.flags, len(channel), len(op.body)) + channel
         else:
-            self._put(op.subject, op.seq, [op.body], op.header)
+            self._put(op.subject, op.seq, [op.body], len(op.body), op.header)
             return
-        size = len(head) + len(op.body)
+        body = op.body
+        size = len(head) + len(body)
         shared = self._open.get(op.subject)
-        if shared is None or shared.size + size > min(_SHARED, self.max_payload - 200):
+        if shared is None or shared.size + size > self._room:
             # Posts to different nodes cannot overtake each other; what is published goes to any.
             if shared is not None or op.topic is not None or self._publishing:
                 self._close_open()
             self._publishing = op.topic is not None
             shared = self._open[op.subject] = _Shared()
+        op.mates = shared.ops
         shared.ops.append(op)
-        shared.parts += (head, op.body)
-        shared.size += size + SIZE.size
+        shared.parts += (head, body)
+        shared.size += size
 
     def _close_open(self) -> None:
         """What follows is another message."""
         opened, self._open = self._open, {}
         for subject, shared in opened.items():
-            ops, parts = shared.ops, shared.parts
-            first = ops[0]
-            if len(ops) > 1:
-                for op in ops:
-                    op.mates = ops
-            else:
-                first.mates = []
+            parts, size, first = shared.parts, shared.size, shared.ops[0]
             if first.node:
-                self._put(subject, first.seq, [HEAD.pack(self.sid, self.sender.floor), *parts])
-            else:
-                if len(ops) > 1:
-                    parts = [MANY]
-                    for header, body in zip(shared.parts[::2], shared.parts[1::2], strict=True):
-                        parts += (SIZE.pack(len(header) + len(body)), header, body)
-                self._put(subject, 0 if first.confirm else first.seq, parts)
+                parts.insert(0, HEAD.pack(self.sid, self.sender.floor))
+                self._put(subject, first.seq, parts, size + HEAD.size)
+                continue
+            if len(shared.ops) > 1:
+                framed = [MANY]
+                for header, body in zip(parts[::2], parts[1::2], strict=True):
+                    framed += (SIZE.pack(len(header) + len(body)), header, body)
+                parts, size = framed, size + len(MANY) + SIZE.size * len(shared.ops)
+            self._put(subject, 0 if first.confirm else first.seq, parts, size)
 
-    def _put(self, subject: bytes, answer: int, parts: list[bytes], header: bytes = b"") -> None:
+    def _put(self, subject: bytes, answer: int, parts: list[bytes], size: int, header: bytes = b"") -> None:
         """Write a message; ``answer``: the number under which it is answered, or 0."""
-        size = sum(map(len, parts))
         reply = b"%b.%d " % (self.subjects.answers, answer) if answer else b""
         if header:
             head = b"HPUB %b %b%d %d\r\n%b" % (subject, reply, len(header), len(header) + size, header)
         else:
             head = b"PUB %b %b%d\r\n" % (subject, reply, size)
-        self._out += (head, *parts, b"\r\n")
+        if size < _SHARED:
+            self._out.append(b"".join((head, *parts, b"\r\n")))
+        else:
+            self._out += (head, *parts, b"\r\n")
 
     def send_raw(self, data: bytes) -> None:
         """Have it leave in this turn of the loop, behind what was said before."""
@@ -549,8 +552,17 @@ class Link:
             self._pings.append(self._unconfirmed)
             self._unconfirmed = []
             out.append(b"PING\r\n")
-        if out:
-            wire.write(out[0] if len(out) == 1 else b"".join(out))
+        if len(out) < 2 or max(map(len, out)) < _SHARED:
+            wire.write(b"".join(out))
+            return
+        # What is large is not copied once more.
+        start = 0
+        for place, part in enumerate(out):
+            if len(part) >= _SHARED:
+                wire.write(b"".join(out[start:place]))
+                wire.write(part)
+                start = place + 1
+        wire.write(b"".join(out[start:]))
 
     def _resume(self) -> None:
         self._asked.clear()
@@ -676,6 +688,7 @@ class Link:
                 self._finish(op, None)
 
     def _finish(self, op: Op, answer: Any) -> None:
+        op.mates = ()
         if op.seq and not op.done:
             self._asked.pop(op.seq, None)
             self.sender.answer(op, time.monotonic())
@@ -692,13 +705,13 @@ class Link:
         if op is None:
             return
         if op.node:
-            for mate in op.mates or [op]:
+            for mate in op.mates or (op,):
                 if mate.seq in self._asked:
                     self._not_there(mate)
             return
         if op.topic is not None and (header or b'"error"' in payload):
             return  # the log did not take it: it is sent again in a moment
-        for mate in op.mates or [op]:
+        for mate in op.mates or (op,):
             mate.want &= ~2
             if not mate.want:
                 self._finish(mate, (payload, header))
@@ -707,6 +720,7 @@ class Link:
         op = self._asked.pop(seq, None)
         if op is None:
             return
+        op.mates = ()
         self._known.add(op.node)
         self.sender.answer(op, time.monotonic())
         if op.future.done():

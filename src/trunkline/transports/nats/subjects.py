@@ -16,6 +16,11 @@ def token(name: str) -> str:
     return _ODD.sub(lambda odd: "".join(f"={byte:02X}" for byte in odd[0].encode()), name)
 
 
+@functools.lru_cache(maxsize=16384)
+def _encoded(name: str) -> bytes:
+    return token(name).encode()
+
+
 class Subjects:
     """What is said where.
 
@@ -27,6 +32,8 @@ class Subjects:
 
     def __init__(self, prefix: str, node: str = "") -> None:
         self.root = token(prefix)
+        self._topics = f"{self.root}.t.".encode()
+        self._nodes = f"{self.root}.n.".encode()
         me = token(node)
         self.answers = f"{self.root}.r.{me}".encode()
         self.deliveries = f"{self.root}.d.{me}".encode()
@@ -42,13 +49,13 @@ class Subjects:
         self.bindings_stream = f"{self.root}_bindings"
 
     def topic(self, topic: str) -> bytes:
-        return f"{self.root}.t.{token(topic)}".encode()
+        return self._topics + _encoded(topic)
 
     def history(self, topic: str) -> str:
         return f"{self.root}.h.{token(topic)}"
 
     def node(self, node: str) -> bytes:
-        return f"{self.root}.n.{token(node)}".encode()
+        return self._nodes + _encoded(node)
 
     def queue(self, queue: str) -> str:
         """Below it each frame that waits has a slot of its own."""

@@ -211,7 +211,7 @@ class Wire(Client):
 
     def write(self, data: bytes) -> None:
         transport = self._socket()
-        if transport is not None and not self.closed:
+        if data and transport is not None and not self.closed:
             transport.write(data)
 
     def refuse(self, text: str) -> None:
