@@ -93,8 +93,10 @@ class Readers(Lines[str, bytes, _Line]):
 
     def wake(self, name: bytes) -> None:
         """The server says that there is something for a slot."""
-        super().wake(name)
-        self.leases.wake(name)
+        if (line := self._named.get(name)) is not None:
+            line.wake()
+        else:
+            self.leases.wake(name)
 
     def wake_all(self) -> None:
         """Let every waiting pull ask again."""
