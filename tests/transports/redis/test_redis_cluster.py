@@ -53,18 +53,23 @@ class Member(Node):
 # The kit
 
 
+#: Seconds for opening: on a machine that stands still the nodes of a cluster take each other for dead for a while.
+PATIENCE = 30.0
+
+
 class _Carrier(TransportConformance):
     cluster: Cluster
 
     def make_transport(self, link: Link, prefix: str) -> Any:
-        return detoured(link, RedisTransport([self.cluster.url], prefix=prefix, deadline=2.0))
+        transport = RedisTransport([self.cluster.url], prefix=prefix, deadline=2.0, connect_timeout=PATIENCE)
+        return detoured(link, transport)
 
 
 class _Layer(LayerConformance):
     cluster: Cluster
 
     def make_layer(self, prefix: str, **options: Any) -> RedisChannelLayer:
-        return RedisChannelLayer([self.cluster.url], prefix=prefix, **options)
+        return RedisChannelLayer([self.cluster.url], prefix=prefix, connect_timeout=PATIENCE, **options)
 
 
 @pytest.mark.parametrize(
