@@ -1,6 +1,6 @@
 """Writes mistakes.md: each mistake is made, in a process of its own, and what is said about it is copied.
 
-Servers are real ones, from ``tests/servers.py``, so this wants ``PYTHONPATH=tests``.
+Servers are real ones, from ``tests/servers.py`` and its neighbours, so this wants ``PYTHONPATH=tests``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from certificates import Authority
+from nats_servers import NatsServer
+from postgres_server import Postgres, installed_binaries
 from servers import Server, free_port
 
 HEAD = """# Mistakes, and what is said about them
@@ -192,6 +195,20 @@ trunkline.configure({
             + SEND,
         ),
         Mistake(
+            "The certificate of the NATS server has expired",
+            'layer = trunkline.layer_from_url("nats+tls://localhost:4222?ssl_ca_certs=ca.pem&connect_timeout=1")\n'
+            + SEND,
+        ),
+        Mistake(
+            "The certificate of the PostgreSQL server has expired",
+            """\
+layer = trunkline.layer_from_url(
+    "postgresql://postgres@localhost:5432/postgres?sslmode=verify-full&sslrootcert=ca.pem"
+)
+"""
+            + SEND,
+        ),
+        Mistake(
             "The server's certificate is signed by nobody we know",
             'layer = trunkline.layer_from_url("rediss://localhost:6382?connect_timeout=1")\n' + SEND,
         ),
@@ -325,7 +342,7 @@ await chat.receive_from()
 }
 
 #: What a block shows in place of the ports that the servers of this run have.
-DOWN, PLAIN, PASSWORD, TLS, CLUSTER = 6390, 6379, 6381, 6382, 6383
+DOWN, PLAIN, PASSWORD, TLS, CLUSTER, NATS, POSTGRES = 6390, 6379, 6381, 6382, 6383, 4222, 5432
 
 
 @contextlib.contextmanager
@@ -335,7 +352,12 @@ def playground(folder: Path) -> Iterator[dict[int, int]]:
     yesterday = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     certificate, key = authority.certificate("expired", names=["localhost"], until=yesterday)
     running: dict[int, Server] = {}
+    others: list[NatsServer | Postgres] = []
     try:
+        others.append(
+            NatsServer(folder / "nats", config=f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}\n')
+        )
+        others.append(postgres(certificate, key))
         running[PLAIN] = Server("redis", folder / "plain")
         running[PASSWORD] = Server("redis", folder / "password", requirepass="secret")
         running[CLUSTER] = Server("redis", folder / "cluster", cluster_enabled="yes")
@@ -345,10 +367,29 @@ def playground(folder: Path) -> Iterator[dict[int, int]]:
         running[TLS] = Server(
             "redis", folder / "tls", tls_port=str(tls), tls_ca_cert_file=authority.path, **options
         )
-        yield {**{shown: server.port for shown, server in running.items()}, TLS: tls, DOWN: free_port()}
+        yield {
+            **{shown: server.port for shown, server in running.items()},
+            **dict(zip((NATS, POSTGRES), (other.port for other in others), strict=True)),
+            TLS: tls,
+            DOWN: free_port(),
+        }
     finally:
-        for server in running.values():
+        for server in (*running.values(), *others):
             server.kill()
+
+
+def postgres(certificate: str, key: str) -> Postgres:
+    """A PostgreSQL of Debian, for the wheel's speaks no TLS. It reads files of its own user only."""
+    server = Postgres(programs=installed_binaries())
+    owner = server.folder.stat()
+    mine = [shutil.copy(path, server.folder) for path in (certificate, key)]
+    for path in mine:
+        os.chown(path, owner.st_uid, owner.st_gid)
+        os.chmod(path, 0o600)
+    server.stop()
+    server.options |= {"ssl": "on", "ssl_cert_file": mine[0], "ssl_key_file": mine[1]}
+    server.start()
+    return server
 
 
 def said(mistake: Mistake, folder: Path, ports: dict[int, int]) -> str:

@@ -33,6 +33,10 @@ _TLS = "TLS"
 #: What the drivers say of TLS, and what to do about it.
 _UNTRUSTED = (
     (
+        "verify failed: certificate (has expired|is not yet valid)",
+        "renew the server's certificate; if it was renewed, compare the clocks of both machines",
+    ),
+    (
         "certificate verify failed|certificate for .* does not match|root certificate file",
         "sslrootcert is the file of the authority that signed the server's certificate, and with sslmode=verify-full the "
         "URL names the host as the certificate does",
@@ -41,6 +45,22 @@ _UNTRUSTED = (
         "rejected SSL upgrade|server does not support SSL",
         "turn ssl on at the server, or write sslmode=prefer to go without where it has none",
     ),
+    (
+        "(?i)alert (unknown ca|bad certificate|(certificate|cert)[ _](expired|revoked|required|unknown))",
+        "it is our certificate that the server does not take: sslcert is one that an authority of its ssl_ca_file signed, "
+        "and that has not expired",
+    ),
+    (
+        "PEM lib|key values mismatch|private key file|read certificate file|no start line",
+        "sslcert is the file of our certificate and sslkey that of its key, which only this user may read; sslpassword "
+        "opens it if it is encrypted",
+    ),
+)
+
+#: What a server says to whom shows no certificate, or another user's.
+_OURS = "requires a valid client certificate|certificate authentication failed"
+_SHOW = (
+    "sslcert and sslkey are the files of our certificate and its key, and its common name is that of the user"
 )
 
 _MODES = ("verify-full", "verify-ca", "require", "prefer", "allow", "disable")
@@ -151,6 +171,8 @@ def _trouble(error: Exception) -> Trouble:
     if isinstance(error, ConnectionRefusedError):
         text = "nothing listens there (connection refused)"
     state = getattr(error, "sqlstate", None) or ""
+    if re.search(_OURS, text):
+        return Trouble(f"{text.rstrip('.')}: {_SHOW}", "28000")
     if not state:
         for words, fix in _UNTRUSTED:
             if re.search(words, text):
@@ -253,7 +275,12 @@ async def _connect_asyncpg(
             raise trouble from error
         raise _unreadable(url) from None
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise _trouble(error) from error
+        trouble = _trouble(error)
+        if trouble.state == "08003" and "sslcert=" in url:
+            # With TLS 1.3 the server judges our certificate when the handshake is over for us, and asyncpg drops its words.
+            text = f"{trouble}. If it does so every time, it does not take the certificate of sslcert: its log says why"
+            trouble = Trouble(text, trouble.state)
+        raise trouble from error
     return _Asyncpg(raw, heard, lost, deadline)
 
 
