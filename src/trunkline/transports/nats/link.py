@@ -166,6 +166,9 @@ class Link:
         # out
         self._out: list[bytes] = []
         self._soon = False
+        #: Operations come one at a time, as far as the last ones tell; how many came since none was on its way.
+        self._alone = True
+        self._together = 0
         #: By subject: one topic's publishes, or posts to nodes. What follows must not overtake them.
         self._open: dict[bytes, _Shared] = {}
         self._publishing = False
@@ -450,9 +453,20 @@ class Link:
             self._transmit(op)
 
     def _transmit(self, op: Op) -> None:
-        """Have it leave in this turn of the loop, in one message with others of the same subject."""
+        """Have it leave in this turn of the loop; at once if nothing is on its way and operations come one at a time."""
         op.at = self.loop.time()
+        self._gather(op)
+        if len(self._asked) > 1:
+            self._together += 1
+        else:
+            self._together = 1
+            if self._alone and not self._soon:
+                self.flush()
+                return
         self.flush_soon()
+
+    def _gather(self, op: Op) -> None:
+        """Put it into one message with others of the same subject."""
         if op.topic is not None:
             self._unconfirmed.append(op)
             op.want = 1 if op.confirm else 3
@@ -536,6 +550,7 @@ class Link:
 
     def _flush(self) -> None:
         self._soon = False
+        self._alone = self._together <= 1
         self.flush()
 
     def flush(self) -> None:
