@@ -34,6 +34,7 @@ __all__ = [
     "raise_refused",
     "seconds",
     "unavailable",
+    "words",
 ]
 
 #: What a server answers when it refuses a command; it is handed over as a value.
@@ -65,6 +66,15 @@ def pack(*command: bytes | str | int) -> bytes:
     """The bytes of one command."""
     packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]
     return packed
+
+
+def words(*words: bytes | str | int) -> bytes:
+    """The same for a part of a command, to be put together with others behind ``*COUNT``.
+
+    For what many commands have in common: for a long command of short words the driver's packer takes longer than all
+    else that we do for a message.
+    """
+    return pack(*words).partition(b"\r\n")[2]
 
 
 def pack_large(*command: bytes | str | int) -> list[bytes]:

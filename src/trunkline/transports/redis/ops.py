@@ -6,13 +6,14 @@ Rules of this room: every operation may be sent twice. Its number makes the seco
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...continuity import VOID, Sent
+from ...continuity import HEADER_SIZE, VOID, Sent
 from ...errors import ChannelFull, TransportUnavailable
-from .connection import LARGE, ReplyError, pack, pack_large
+from .connection import LARGE, ReplyError, pack, pack_large, words
 from .scripts import POST, PUSH, REMEMBER, Script
 from .topology import apart_key
 
@@ -73,6 +74,17 @@ class Op(Sent):
         """Nothing to do: the outbox sends it again."""
 
 
+@functools.lru_cache(maxsize=16384)
+def _publish_words(topic: bytes, publish: bytes, bindings: bytes) -> tuple[bytes, bytes, bytes]:
+    """What all publishes to a topic have in common: the beginnings of two commands, and the third."""
+    append = b"*8\r\n" + words(b"XADD", topic, b"MINID", b"~")
+    return append, b"*3\r\n" + words(publish, topic), pack(b"HGETALL", bindings)
+
+
+#: Those, with the oldest entry to keep and the frame, twice.
+_PUBLISH = b"%b$%d\r\n%b\r\n$1\r\n*\r\n$1\r\nd\r\n$%d\r\n%b\r\n%b$%d\r\n%b\r\n%b"
+
+
 class Publish(Op):
     """Append to the topic's log, push to whoever listens, and learn which queues are bound to it."""
 
@@ -90,16 +102,18 @@ class Publish(Op):
     def commands(self) -> bytes | list[bytes]:
         outbox, topic = self.outbox, self.topic
         frame = outbox.sender.frame(self)
-        oldest = str(int((outbox.clock.now() - self.retention) * 1000))
+        oldest = b"%d" % ((outbox.clock.now() - self.retention) * 1000)
+        append, push, look = _publish_words(topic or b"", outbox.dialect.publish, self.bindings)
+        size = len(frame)
+        upkeep = outbox.upkeep(topic or b"", size, self.retention)
+        self.want = 3 + len(upkeep)
+        if upkeep:
+            look = b"".join((*upkeep, look))
         # The log first: whatever was pushed can then be read.
-        append = (b"XADD", topic or b"", b"MINID", b"~", oldest, b"*", b"d", frame)
-        push = (outbox.dialect.publish, topic or b"", frame)
-        packed = outbox.upkeep(topic or b"", len(frame), self.retention)
-        packed.append(pack(b"HGETALL", self.bindings))
-        self.want = 2 + len(packed)
-        if len(frame) < LARGE:
-            return b"".join((pack(*append), pack(*push), *packed))
-        return [*pack_large(*append), *pack_large(*push), *packed]
+        if size < LARGE:
+            return _PUBLISH % (append, len(oldest), oldest, size, frame, push, size, frame, look)
+        append += b"$%d\r\n%b\r\n$1\r\n*\r\n$1\r\nd\r\n$%d\r\n" % (len(oldest), oldest, size)
+        return [append, frame, b"\r\n%b$%d\r\n" % (push, size), frame, b"\r\n" + look]
 
     def conclude(self, replies: list[Any]) -> list[bytes] | None:
         """The bindings; None: they are at another master, and to be asked for by themselves."""
@@ -246,7 +260,7 @@ class Posts(Op):
             else:
                 channel, capacity = post.channel, post.capacity
                 runs += channel, -1 if capacity is None else capacity, 1
-        return _post(self, self._posts[0], self.outbox.sender.frame(self), runs)
+        return _post(self, self._posts[0], self.outbox.sender.frame(self), tuple(runs))
 
     def conclude(self, replies: list[Any]) -> Any:
         posts = self._posts
@@ -274,7 +288,7 @@ class Posts(Op):
 class _Each(asyncio.Future[list[Any]]):
     """The answers to several that travelled as one, each told to its caller; one that is an error is raised there."""
 
-    def __init__(self, ops: Sequence[Op], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, ops: Sequence[Op | Push], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
         self._ops = ops
 
@@ -297,16 +311,34 @@ class _Each(asyncio.Future[list[Any]]):
                 op.future.set_exception(exception)
 
 
-def _post(op: Op, first: Post, frame: bytes, runs: Sequence[str | int], *apart: bytes) -> bytes:
+def _post(op: Op, first: Post, frame: bytes, runs: tuple[str | int, ...], *apart: bytes) -> bytes:
     """The command that posts ``op``; ``runs``: channel, capacity and count of each run of frames for one channel."""
     outbox, sender = op.outbox, op.outbox.sender
     if op.flags & VOID:
         runs = (first.channel, 0, 1)  # it was refused or given up: only its place in the chain is filled
-    return pack(
-        b"EVALSHA", outbox.dialect.sha(POST), 5 + len(apart), *first.keys, *apart,
-        frame, sender.void(op), int((outbox.clock.now() - first.retention) * 1000), op.seq, sender.floor,
-        int(first.retention * 1000) + 60_000, outbox.excess(first.keys[0], len(frame)), *runs,
+    head, tail = (_post_words if not apart else _any_post_words)(
+        outbox.dialect.sha(POST), first.keys + apart, first.retention, runs
+    )
+    oldest = b"%d" % ((outbox.clock.now() - first.retention) * 1000)
+    cut = b"%d" % outbox.excess(first.keys[0], len(frame))
+    return _POST % (
+        head, len(frame), frame, HEADER_SIZE, sender.void(op), len(oldest), oldest, op.seq, sender.floor,
+        len(cut), cut, tail,
     )  # fmt: skip
+
+
+def _any_post_words(
+    sha: str, keys: tuple[bytes, ...], retention: float, runs: tuple[str | int, ...]
+) -> tuple[bytes, bytes]:
+    """What all posts of the same runs have in common, before and behind what they have not."""
+    head = b"*%d\r\n%b" % (10 + len(keys) + len(runs), words(b"EVALSHA", sha, len(keys), *keys))
+    return head, words(int(retention * 1000) + 60_000, *runs)
+
+
+_post_words = functools.lru_cache(maxsize=16384)(_any_post_words)
+
+#: Those, with the frame, the void frame, the oldest entry to keep, seq and floor, and the length to cut the log to.
+_POST = b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$16\r\n%016d\r\n$16\r\n%016d\r\n$%d\r\n%b\r\n%b"
 
 
 def _unheard(op: Op) -> None:
@@ -360,20 +392,11 @@ class Push:
         self.keys = keys
         self.queue, self.capacity, self.ttl = queue, capacity, ttl
 
-    def decide(self, accepted: bool, error: Exception | None = None) -> None:
-        """Tell the caller."""
-        if self.future.done():
-            return
-        if accepted and error is not None:
-            self.future.set_exception(error)
-        elif accepted:
-            self.future.set_result(None)
-        else:
-            self.future.set_exception(
-                ChannelFull(
-                    f"queue {self.queue!r} holds {self.capacity} messages, as many as its capacity allows"
-                )
-            )
+    def full(self) -> ChannelFull:
+        """What its caller is told when there is no room."""
+        return ChannelFull(
+            f"queue {self.queue!r} holds {self.capacity} messages, as many as its capacity allows"
+        )
 
 
 class Batch(Op):
@@ -385,8 +408,9 @@ class Batch(Op):
     MOST, MOST_BYTES = 64, 64 << 10
 
     def __init__(self, first: Push) -> None:
-        super().__init__(first.outbox, None, b"", first.ttl, _Fates(self, loop=first.outbox.loop))
         self.pushes = [first]
+        answers = _Each(self.pushes, first.outbox.loop)
+        super().__init__(first.outbox, None, b"", first.ttl, answers)
         self._room = self.MOST_BYTES - len(first.body)
 
     def join(self, push: Push) -> bool:
@@ -402,9 +426,12 @@ class Batch(Op):
         self.pushes.append(push)
         return True
 
-    def fall_short(self, result: int, error: TransportUnavailable) -> None:
-        if isinstance(self.future, _Fates) and not self.future.done():
-            self.future.decide(result, error)
+    def conclude(self, replies: list[Any]) -> Any:
+        return [None if place < replies[0] else push.full() for place, push in enumerate(self.pushes)]
+
+    def fall_short(self, result: list[ChannelFull | None], error: TransportUnavailable) -> None:
+        if not self.future.done():
+            self.future.set_result([outcome or error for outcome in result])
 
     def commands(self) -> bytes | list[bytes]:
         first = self.pushes[0]
@@ -415,26 +442,3 @@ class Batch(Op):
             first.capacity, ttl, self.seq, self.outbox.sender.floor, ttl + 60_000,
             *[push.body for push in self.pushes],
         )  # fmt: skip
-
-
-class _Fates(asyncio.Future[int]):
-    """The answer to a batch, told to each caller: so many of the first were taken."""
-
-    def __init__(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self._batch = batch
-
-    def set_result(self, result: int) -> None:
-        self.decide(result)
-
-    def decide(self, count: int, error: Exception | None = None) -> None:
-        super().set_result(count)
-        for place, push in enumerate(self._batch.pushes):
-            push.decide(place < count, error)
-
-    def set_exception(self, exception: type[BaseException] | BaseException) -> None:
-        super().set_exception(exception)
-        self.exception()  # heard: it goes on to each caller
-        for push in self._batch.pushes:
-            if not push.future.done():
-                push.future.set_exception(exception)

@@ -1,12 +1,12 @@
 -- Post frames to a node as one, counting each against its channel. Answers OK, GONE, or FULL and which were refused: 1, 2, 3 …
 -- KEYS inbox, alive, depth, last, refused, and where the one frame is if that is large
--- ARGV frame, void frame, oldest id to keep, seq, floor, ttl ms, length to cut the log to (0: not now), then for each run
+-- ARGV frame, void frame, oldest id to keep, seq, floor, length to cut the log to (0: not now), ttl ms, then for each run
 -- of frames for one channel: channel, capacity (-1: none), count
 if KEYS[6] and redis.call('PTTL', KEYS[6]) < 0 then return redis.error_reply('TRYAGAIN what is posted is not there') end
-local last = redis.call('SET', KEYS[4], ARGV[4], 'PX', ARGV[6], 'GET')
+local last = redis.call('SET', KEYS[4], ARGV[4], 'PX', ARGV[7], 'GET')
 if last and tonumber(last) >= tonumber(ARGV[4]) then
   -- Done before, only the answer was lost.
-  redis.call('SET', KEYS[4], last, 'PX', ARGV[6])
+  redis.call('SET', KEYS[4], last, 'PX', ARGV[7])
   for _, refusal in ipairs(redis.call('LRANGE', KEYS[5], 0, -1)) do
     local seq, places = string.match(refusal, '^(%d+)(.*)$')
     if seq == ARGV[4] then return 'FULL' .. places end
@@ -24,7 +24,7 @@ if alive == '' or (not alive and not listens) then
     local missed = 0
     for run = 8, #ARGV, 3 do missed = missed + ARGV[run + 2] end
     redis.call('HINCRBY', KEYS[3], '@missed', missed)
-    redis.call('PEXPIRE', KEYS[3], ARGV[6])
+    redis.call('PEXPIRE', KEYS[3], ARGV[7])
   end
   return 'GONE'
 end
@@ -41,7 +41,7 @@ for run = 8, #ARGV, 3 do
     for place = many - over + 1, many do refused[#refused + 1] = count + place end
   elseif depth == many and redis.call('PTTL', KEYS[3]) < 0 then
     -- The owner prolongs it; should it die first, the count must not stay for ever.
-    redis.call('PEXPIRE', KEYS[3], ARGV[6])
+    redis.call('PEXPIRE', KEYS[3], ARGV[7])
   end
   count = count + many
 end
@@ -53,7 +53,7 @@ if #refused > 0 then
     first = redis.call('LINDEX', KEYS[5], 0)
   end
   redis.call('RPUSH', KEYS[5], ARGV[4] .. ' ' .. answer)
-  redis.call('PEXPIRE', KEYS[5], ARGV[6])
+  redis.call('PEXPIRE', KEYS[5], ARGV[7])
   answer = 'FULL ' .. answer
   if #refused == count then
     frame = ARGV[2]
@@ -75,7 +75,7 @@ if #refused > 0 then
   end
 end
 redis.call('XADD', KEYS[1], 'MINID', '~', ARGV[3], '*', 'd', frame)
-if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[6]) end
-if ARGV[7] ~= '0' then redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[7]) end
+if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[7]) end
+if ARGV[6] ~= '0' then redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[6]) end
 redis.call('PUBLISH', KEYS[1], frame)
 return answer
