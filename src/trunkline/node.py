@@ -469,17 +469,17 @@ class Node(Membership):
         while True:
             if self.closed:
                 raise LayerClosed(f"the layer was closed while waiting on {channel}")
-            now = self._now()
-            box = boxes.get(channel) or self._board.box(channel, now)
-            if box.parcels and (message := self._take(box, now)) is not None:
+            box = boxes.get(channel) or self._board.box(channel, self._now())
+            if box.parcels and (message := self._take(box, self._now())) is not None:
                 return message
-            box.alive_at = now
             waiter: asyncio.Future[None] = self.loop.create_future()
             box.waiters.append(waiter)
             try:
                 await waiter
             except BaseException:
                 box.waiters.remove(waiter)
+                if not self.closed:
+                    box.alive_at = self._now()  # whoever waits is alive anyway
                 if (
                     box.parcels and box.waiters
                 ):  # it may have been woken already: the message is for the next one
