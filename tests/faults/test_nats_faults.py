@@ -254,3 +254,26 @@ async def test_a_history_survives_its_server(server: NatsServer) -> None:
         assert line == sorted(placed.items())
         assert [place for place, _ in line] == list(range(1, len(line) + 1))
         assert [before[place] for place, _ in line] == ["", *[frame.decode() for _, frame in line[:-1]]]
+
+
+async def test_an_append_whose_answer_is_lost_counts_once(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stored, and instead of the answer comes "nobody serves this"; meanwhile another node appends."""
+    prefix = unique()
+    async with Node(server.url, prefix) as a, Node(server.url, prefix) as b:
+        assert await a.transport.remember("topic", b"1", "m1", 100, TTL) == (1, "")
+        link = a.transport._live()
+        real = link.request
+
+        async def request(*args: Any, **options: Any) -> tuple[bytes, bytes]:
+            monkeypatch.setattr(link, "request", real)
+            await real(*args, **options)
+            assert await b.transport.remember("topic", b"3", "m3", 100, TTL) == (3, "m2")
+            return b"", b"NATS/1.0 503\r\n\r\n"
+
+        monkeypatch.setattr(link, "request", request)
+        assert await a.transport.remember("topic", b"2", "m2", 100, TTL) == (2, "m1")
+        assert await a.transport.remember("topic", b"4", "m4", 100, TTL) == (4, "m3")
+        line = await b.transport.recall("topic", 1, 100)
+        assert line == [(number, b"%d" % number) for number in range(1, 5)]

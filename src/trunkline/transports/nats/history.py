@@ -72,6 +72,10 @@ class History:
     ) -> tuple[int, str]:
         link, subject = self._link, self._link.subjects.history(topic)
         until = link.loop.time() + 2 * link.deadline
+        self._appended += 1
+        # One id for all attempts: one of them may have been stored by a server that died before it said so.
+        id = b"%b.h%d" % (link.sid.hex().encode(), self._appended)
+        tried: dict[int, str] = {}
         while True:
             if topic not in self._newest:
                 last = await self._last(subject)
@@ -79,15 +83,21 @@ class History:
             place, before, number = self._newest[topic]
             name = mark.encode()
             body = _HEAD.pack(place + 1, size, int(seconds * 1000), len(name)) + name + frame
-            self._appended += 1
+            tried[place + 1] = before
             header = (
-                b"NATS/1.0\r\nNats-Msg-Id: %b.h%d\r\nNats-TTL: %ds\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n"
-                % (link.sid.hex().encode(), self._appended, int(seconds) + 1 + _DAY, number)
+                b"NATS/1.0\r\nNats-Msg-Id: %b\r\nNats-TTL: %ds\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n"
+                % (id, int(seconds) + 1 + _DAY, number)
             )
             left = max(until - link.loop.time(), 0.001)
             answer, status = await link.request(subject, body, header=header, ttl=left)
             made: dict[str, Any] = {"error": {"err_code": _NO_STREAM}} if status else json.loads(answer)
             error = made.get("error")
+            if error is None and made.get("duplicate") and len(tried) > 1:
+                self._newest.pop(topic, None)
+                stored = await self._get({"seq": made["seq"]})
+                if stored.place not in tried:
+                    raise unavailable(link.access, "what was stored is there no more", on_its_way=True)
+                return stored.place, tried[stored.place]
             if error is None:
                 if len(self._newest) >= _KNOWN:
                     self._newest.clear()
@@ -146,11 +156,14 @@ class History:
             await asyncio.sleep(0.1)
 
     async def _last(self, subject: str) -> _Entry:
+        return await self._get({"last_by_subj": subject})
+
+    async def _get(self, which: dict[str, Any]) -> _Entry:
         await self.ensure()
         link = self._link
         until = link.loop.time() + 2 * link.deadline
         while True:
-            found = await link.api(f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject})
+            found = await link.api(f"STREAM.MSG.GET.{self._stream}", which)
             error = found.get("error")
             if error is None:
                 message = found["message"]
