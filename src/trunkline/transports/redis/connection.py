@@ -45,8 +45,8 @@ _NOTHING = object()
 #: Bytes read at a time, at most.
 _BUFFER = 64 << 10
 
-#: Bytes that tell how large a value is.
-_BEGINNING = 24
+#: Bytes with which a large value may begin. In less of it nobody looks for one, and it is parsed like the rest.
+_BEGINNING = 1 << 10
 
 #: Bytes from which on an argument is written as it is: copying it would cost more than one more write.
 LARGE = 32 << 10
@@ -328,7 +328,7 @@ class Connection(asyncio.BufferedProtocol):
         request = self._requests[0] if self._requests else None
         if not isinstance(request, _Call) or not request.fetches or self._reader.has_data():
             return False
-        line, found, _ = bytes(self._view[:_BEGINNING]).partition(b"\r\n")
+        line, found, _ = bytes(self._view[:24]).partition(b"\r\n")
         if line[:1] != b"$" or not found:
             return False
         size, here = int(line[1:]) + 2, self._view[len(line) + 2 : nbytes]
