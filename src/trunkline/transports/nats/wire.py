@@ -356,11 +356,12 @@ def _meaning(access: Access, error: BaseException) -> BaseException:
     if isinstance(error, (FileNotFoundError, PermissionError)) and access.credentials:
         return ConfigurationError(f"the credentials file {access.credentials} cannot be read: {error}")
     if isinstance(error, ssl.SSLCertVerificationError):
-        fix = (
-            "ssl_check_hostname=False accepts it"
-            if "hostname" in text or "ip address" in text
-            else "set ssl_ca_certs"
-        )
+        if "expired" in text:
+            fix = "renew the server's certificate; if it was renewed, compare the clocks of both machines"
+        elif "hostname" in text or "ip address" in text:
+            fix = "ssl_check_hostname=False accepts it"
+        else:
+            fix = "set ssl_ca_certs"
         if not access.tls:
             fix = f"write nats+tls:// instead of nats://, and {fix}"
         return ConfigurationError(f"NATS at {access.address}: its certificate is not trusted: {error}: {fix}")
