@@ -332,7 +332,8 @@ async def test_tls(tmp_path: Path) -> None:
             async with node:
                 await node.transport.subscribe("room")
                 await node.transport.publish("room", bytes(300_000), TTL)
-                await eventually(lambda node=node: node.frames == [bytes(300_000)])
+                await node.transport.post(node.name, "c!1", bytes(range(256)) * 4096, 10, TTL)
+                await eventually(lambda node=node: node.frames == [bytes(300_000), bytes(range(256)) * 4096])
         with pytest.raises(TransportUnavailable, match="certificate is not trusted"):
             stranger = RedisTransport.from_url(f"rediss://127.0.0.1:{port}", connect_timeout=0.5)
             await stranger.open(new_node(), Node.__new__(Node))

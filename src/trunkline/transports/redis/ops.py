@@ -20,9 +20,24 @@ from .topology import apart_key
 if TYPE_CHECKING:
     from .outbox import Outbox
 
-__all__ = ["FOR_EVER", "Batch", "Op", "PlainOp", "Post", "Posts", "Publish", "Push", "Remember", "ScriptOp"]
+__all__ = [
+    "APART",
+    "FOR_EVER",
+    "Batch",
+    "Op",
+    "PlainOp",
+    "Post",
+    "Posts",
+    "Publish",
+    "Push",
+    "Remember",
+    "ScriptOp",
+]
 
 FOR_EVER = float("inf")
+
+#: Bytes from which on a post is left beside the inbox: fetching a smaller one costs more than running it through a script.
+APART = 64 << 10
 
 
 class Op(Sent):
@@ -209,7 +224,7 @@ class Post(Op):
 
     def commands(self) -> bytes | list[bytes]:
         runs = self.channel, -1 if self.capacity is None else self.capacity, 1
-        if len(self.body) < LARGE:
+        if len(self.body) < APART:
             self.want = 1
             return _post(self, self, self.outbox.sender.frame(self), runs)
         # A script would copy it several times, and hash each byte of it.
