@@ -1,7 +1,7 @@
 """The floor: a loop of hiredis and asyncio that has the server do what Trunkline has it do, and nothing more.
 
-It sends the same script for a direct message and the same three commands for a group, and has two connections, each written
-once per loop tick. It knows no capacity, no continuity, no reconnecting and no second server.
+It sends the same script for each direct message and the same three commands for a group, and has two connections, each
+written once per loop tick. It knows no capacity, no continuity, no reconnecting and no second server.
 """
 
 from __future__ import annotations
@@ -102,23 +102,9 @@ class BareLayer:
         inbox = channel.partition("!")[0]
         keys = [f"{inbox}:alive", f"{inbox}:depth", f"{self._inbox}:last", f"{inbox}:refused"]
         frame = ormsgpack.packb([channel, "", message])
+        counted = (channel, -1, 1)
         await self._commands.ask(
-            *[
-                "EVALSHA",
-                self._sha,
-                5,
-                inbox,
-                *keys,
-                frame,
-                b"",
-                channel,
-                -1,
-                0,
-                next(self._numbers),
-                0,
-                60000,
-                0,
-            ]
+            "EVALSHA", self._sha, 5, inbox, *keys, frame, b"", 0, next(self._numbers), 0, 0, 60000, *counted
         )
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
