@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Generic, NamedTuple, TypeVar
 
-__all__ = ["APART", "HEADER_SIZE", "REPEATED", "VOID", "Foreign", "Outcome", "Receiver", "Sender", "Sent"]
+__all__ = ["HEADER_SIZE", "REPEATED", "VOID", "Foreign", "Outcome", "Receiver", "Sender", "Sent"]
 
 #: mark and flags, sid, seq, prev, stamp (ms on the shared clock), age (ms since the frame ``prev`` was stamped)
 _HEADER = struct.Struct(">B8sQQQI")
@@ -49,8 +49,6 @@ _OVERHEAD = 500
 VOID = 1
 #: The frame is sent again: its answer was lost, or its server may have forgotten it.
 REPEATED = 2
-#: The body is not in the frame: whoever hears of it fetches it.
-APART = 4
 
 
 class Sent:
@@ -121,10 +119,6 @@ class Sender(Generic[_S]):
     def void(self, sent: _S) -> bytes:
         """The bytes to send in its place when it is refused: they keep the chain closed."""
         return _HEADER.pack(_MARK | sent.flags | VOID, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
-
-    def apart(self, sent: _S) -> bytes:
-        """The bytes to send in its place when its body is left somewhere else."""
-        return _HEADER.pack(_MARK | sent.flags | APART, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
 
     def answer(self, sent: _S, now: float) -> None:
         """The server did it. Frames of a chain are kept for a replay. ``now`` is a local clock in seconds."""
@@ -219,17 +213,9 @@ class _Item(NamedTuple):
 
 def _item(topic: _Topic, data: bytes) -> _Item:
     flags, sid, seq, prev, stamp, age = _unpack(data)
-    if flags & ~(VOID | REPEATED | APART) != _MARK:
+    if flags & ~(VOID | REPEATED) != _MARK:
         raise Foreign
     return _Item(topic, flags ^ _MARK, sid, seq, prev, stamp, age, data[HEADER_SIZE:])
-
-
-#: What a body that is apart is known by: topic, sid, seq.
-Apart = tuple[bytes, bytes, int]
-
-
-def _apart(item: _Item) -> Apart:
-    return item.topic.name, item.sid, item.seq
 
 
 class Outcome(NamedTuple):
@@ -247,8 +233,7 @@ class Receiver:
     """What one receiver keeps about one server.
 
     It is *live*, and ``push`` hands each frame on, or *recovering*: then frames are set aside until the logs have been
-    read, and the bodies that are apart were fetched. The caller does that as long as ``recovering`` is true: ``reads``, then
-    ``read`` for each entry; ``apart``, then ``fetched`` for each; then ``settle``.
+    read. The caller reads them as long as ``recovering`` is true: ``reads``, then ``read`` for each entry, then ``settle``.
 
     Args:
         retention: Seconds that logs reach back.
@@ -271,8 +256,6 @@ class Receiver:
         self._wanted: dict[bytes, int] = {}
         self._reading: dict[bytes, int] = {}
         self._early = 0
-        #: Bodies that were apart, by topic, sid and seq; None: it is gone.
-        self._bodies: dict[Apart, bytes | None] = {}
 
     # -- membership
 
@@ -327,12 +310,10 @@ class Receiver:
         if not self._is_new(item):
             return None
         topic = item.topic
-        is_gap = self._is_gap(item)
-        if is_gap or item.flags & APART:
+        if self._is_gap(item):
             self.recovering = True
             self._aside.append(item)
-            if is_gap:
-                self._wanted[topic.name] = topic.since
+            self._wanted[topic.name] = topic.since
             return None
         topic.known[item.sid] = max(item.seq, self._mark(item) or 0)
         return None if item.flags & VOID or topic.muted else item.body
@@ -406,20 +387,6 @@ class Receiver:
             with contextlib.suppress(Foreign):
                 self._logged.append((entry, _item(state, data)))
 
-    def apart(self) -> list[Apart]:
-        """The bodies to fetch now; those of frames that were taken before are not worth it."""
-        items = [*(item for _, item in self._logged), *self._aside]
-        wanted = {
-            _apart(item): None
-            for item in items
-            if item.flags & APART and (item.seq > (self._mark(item) or 0) or item.topic.holes.get(item.sid))
-        }
-        return [apart for apart in wanted if apart not in self._bodies]
-
-    def fetched(self, apart: Apart, body: bytes | None) -> None:
-        """One body; None: it is gone."""
-        self._bodies[apart] = body
-
     def settle(self, now: float) -> Outcome:
         """End a round: what can be delivered, what is lost, and whether to read again."""
         self._logged.sort(key=lambda pair: pair[0])
@@ -440,7 +407,6 @@ class Receiver:
                 break
         else:
             self._aside = []
-            self._bodies.clear()
         self._logged = []
         self._reading = {}
         if again is None and self._wanted:
@@ -453,11 +419,6 @@ class Receiver:
         topic = item.topic
         if not self._is_new(item):
             return None
-        body: bytes | None = item.body
-        if item.flags & APART:
-            if _apart(item) not in self._bodies:
-                return 0.0
-            body = self._bodies[_apart(item)]
         if self._is_gap(item):
             pause = self._look_again(topic, is_late, now)
             if pause is not None:
@@ -466,10 +427,8 @@ class Receiver:
             topic.holes.setdefault(item.sid, []).append((low, item.prev))
             outcome.gaps.append(topic.name)
         topic.known[item.sid] = max(item.seq, self._mark(item) or 0)
-        if body is None:
-            outcome.gaps.append(topic.name)
-        elif not (item.flags & VOID or topic.muted):
-            outcome.deliver.append((topic.name, body))
+        if not (item.flags & VOID or topic.muted):
+            outcome.deliver.append((topic.name, item.body))
         return None
 
     def _look_again(self, topic: _Topic, is_late: bool, now: float) -> float | None:

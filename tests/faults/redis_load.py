@@ -12,7 +12,7 @@ from servers import Server
 from trunkline.errors import TransportUnavailable
 from trunkline.names import new_node
 from trunkline.transports.redis import RedisTransport
-from trunkline.transports.redis.ops import APART
+from trunkline.transports.redis.connection import LARGE
 from trunkline.transports.redis.pace import Pace
 
 TTL = 60.0
@@ -68,7 +68,7 @@ class Node:
 class Load:
     """Nodes that publish to all topics and post to each other for as long as it runs; now and then a large frame."""
 
-    def __init__(self, nodes: list[Node], topics: int = 5, large: int = APART) -> None:
+    def __init__(self, nodes: list[Node], topics: int = 5, large: int = LARGE) -> None:
         self.nodes = nodes
         self._large = large
         self.topics = [f"topic.{n}" for n in range(topics)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trunkline.continuity import APART, REPEATED, VOID, Foreign, Outcome, Receiver, Sender, Sent
+from trunkline.continuity import REPEATED, VOID, Foreign, Outcome, Receiver, Sender, Sent
 
 ROOM, HALL = b"room", b"hall"
 
@@ -236,37 +236,10 @@ def test_silent_senders_are_forgotten_after_two_rotations() -> None:
     assert made.push(ROOM, one) == b"1"
 
 
-def test_a_body_that_is_apart_is_fetched_and_nothing_overtakes_meanwhile():
-    made, line = receiver(), Line()
-    one, two, three, four = (line.send(ROOM, body) for body in (b"1", b"2", b"3", b"4"))
-    assert made.push(ROOM, line.sender.frame(one)) == b"1"
-    assert made.push(ROOM, line.sender.apart(two)) is None
-    assert made.push(ROOM, line.sender.frame(three)) is None
-    assert made.reads(3000) == []
-    (apart,) = made.apart()
-    assert apart == (ROOM, line.sender.sid, 2)
-    made.fetched(apart, b"2")
-    assert made.push(ROOM, line.sender.apart(four)) is None  # too late for this round
-    assert made.settle(0.0) == Outcome([(ROOM, b"2"), (ROOM, b"3")], [], 0.0)
-    assert made.reads(3000) == []
-    made.fetched(*made.apart(), b"4")
-    assert made.settle(0.0) == Outcome([(ROOM, b"4")], [], None)
-    assert made.push(ROOM, line.sender.apart(two)) is None
-    assert not made.recovering
-
-
-def test_a_body_that_is_gone_is_told():
-    made, line = receiver(), Line()
-    made.push(ROOM, line.sender.apart(line.send(ROOM, b"1")))
-    made.reads(3000)
-    made.fetched(*made.apart(), None)
-    assert made.settle(0.0) == Outcome([], [ROOM], None)
-
-
 def test_only_a_mark_and_flags_that_are_known_make_a_frame():
-    """Of the 256 first bytes that junk may have, eight are ours; all others are foreign wherever they turn up."""
+    """Of the 256 first bytes that junk may have, four are ours; all others are foreign wherever they turn up."""
     frame = Line().frames(b"1")[0]
-    ours = {frame[0] | flags for flags in range((VOID | REPEATED | APART) + 1)}
+    ours = {frame[0] | flags for flags in (0, VOID, REPEATED, VOID | REPEATED)}
     for first in set(range(256)) - ours:
         made, junk = receiver(), bytes([first]) + frame[1:]
         with pytest.raises(Foreign):

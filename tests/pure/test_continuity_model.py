@@ -2,13 +2,12 @@
 
 Two senders write through pipelines that can be cut (what was on its way may still be executed, late), a server keeps
 logs and may lose their ends, two receivers hear pushes over connections that can be cut. Whatever happens: nothing is
-doubled, nothing is reordered, and what is missing was told. Every third body is apart, and gone once it was fetched.
+doubled, nothing is reordered, and what is missing was told.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -53,8 +52,6 @@ class Listener:
         self.to_read: list[tuple[bytes, int]] | None = None
         self.got: list[tuple[bytes, bytes]] = []
         self.told: list[tuple[bytes, int]] = []
-        self.fetched: set[Any] = set()
-        self.removed: set[Any] = set()
 
 
 class World(RuleBasedStateMachine):
@@ -67,7 +64,6 @@ class World(RuleBasedStateMachine):
         self.log: list[tuple[int, bytes, bytes]] = []
         self.sent: list[tuple[int, bytes, bytes]] = []
         self.sent_at: dict[bytes, int] = {}
-        self.bodies: dict[Any, bytes] = {}
 
     def step(self) -> int:
         self.clock += 1
@@ -93,12 +89,6 @@ class World(RuleBasedStateMachine):
         else:
             writer.waiting.append(sent)
 
-    def frame(self, writer: Writer, sent: Sent) -> bytes:
-        if sent.seq % 3:
-            return writer.sender.frame(sent)
-        self.bodies[sent.topic, writer.sender.sid, sent.seq] = sent.body
-        return writer.sender.apart(sent)
-
     def carry_out(self, topic: bytes, frame: bytes) -> None:
         self.log.append((self.step(), topic, frame))
         for listener in self.listeners:
@@ -110,7 +100,7 @@ class World(RuleBasedStateMachine):
         writer = self.writers[number]
         for sent in writer.pipe[:count]:
             assert sent.topic is not None
-            self.carry_out(sent.topic, self.frame(writer, sent))
+            self.carry_out(sent.topic, writer.sender.frame(sent))
         writer.replies += writer.pipe[:count]
         del writer.pipe[:count]
 
@@ -141,7 +131,7 @@ class World(RuleBasedStateMachine):
     @rule(number=which)
     def cut_sender(self, number: int) -> None:
         writer = self.writers[number]
-        writer.late += [(sent.topic or b"", self.frame(writer, sent)) for sent in writer.pipe]
+        writer.late += [(sent.topic or b"", writer.sender.frame(sent)) for sent in writer.pipe]
         writer.connected, writer.pipe, writer.replies = False, [], []
 
     @rule(number=which)
@@ -222,15 +212,6 @@ class World(RuleBasedStateMachine):
                     listener.receiver.read(topic, (at, 0), frame)
 
     @rule(number=which)
-    def fetch(self, number: int) -> None:
-        listener = self.listeners[number]
-        if listener.to_read == []:
-            for apart in listener.receiver.apart():
-                assert apart not in listener.removed, "what was taken is fetched again"
-                listener.receiver.fetched(apart, self.bodies[apart])
-                listener.fetched.add(apart)
-
-    @rule(number=which)
     def settle(self, number: int) -> None:
         listener = self.listeners[number]
         if listener.to_read == []:
@@ -239,7 +220,6 @@ class World(RuleBasedStateMachine):
             listener.told += [(topic, len(listener.got)) for topic in outcome.gaps]
             listener.got += outcome.deliver
             listener.to_read = None
-            listener.removed |= listener.fetched
             if outcome.again:
                 self.clock += int(outcome.again * 1000)
 
@@ -292,7 +272,6 @@ class World(RuleBasedStateMachine):
                     self.begin_reading(number)
                     while listener.to_read:
                         self.read(number)
-                    self.fetch(number)
                     self.settle(number)
             busy = [x.receiver.recovering or x.pushes for x in self.listeners]
             if not any(busy) and not any(x.pipe or x.late or x.replies for x in self.writers):

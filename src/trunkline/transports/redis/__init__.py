@@ -10,7 +10,6 @@ Where it ends:
 - A sender that dies within ``Pace.window`` seconds takes with it what its server then forgets.
 - A process that is killed outright takes with it what its pulls were given: a frame each, of a quick reader up to eight.
 - Right after somebody's ``SCRIPT FLUSH``, a post may arrive behind a publish that was sent after it.
-- A large post that was not fetched yet is nowhere else: it goes with ``FLUSHALL``, and is told.
 - Order holds for the names of one server, or of one of the 256 partitions of a cluster, not between several.
 """
 

@@ -45,9 +45,6 @@ _NOTHING = object()
 #: Bytes read at a time, at most.
 _BUFFER = 64 << 10
 
-#: Bytes with which a large value may begin. In less of it nobody looks for one, and it is parsed like the rest.
-_BEGINNING = 1 << 10
-
 #: Bytes from which on an argument is written as it is: copying it would cost more than one more write.
 LARGE = 32 << 10
 
@@ -162,13 +159,11 @@ class Request(Protocol):
 class _Call:
     """A request made by a coroutine that is there to wait."""
 
-    __slots__ = ("fetches", "future", "want")
+    __slots__ = ("future", "want")
 
-    def __init__(self, want: int, future: asyncio.Future[list[Any]], fetches: bool) -> None:
+    def __init__(self, want: int, future: asyncio.Future[list[Any]]) -> None:
         self.want = want
         self.future = future
-        #: What it waits for are values by themselves, which may be large.
-        self.fetches = fetches
 
     def answered(self, replies: list[Any]) -> None:
         if not self.future.done():
@@ -194,10 +189,6 @@ class Connection(asyncio.BufferedProtocol):
         # than all else that a small message costs.
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
-        #: A large value that is on its way, with the end of its line, and its part that is still to come: it is read to
-        #: where it stays.
-        self._value: memoryview | None = None
-        self._rest = self._view[:0]
         self._transport: asyncio.Transport | None = None
         self._requests: deque[Request] = deque()
         self._replies: list[Any] = []
@@ -239,14 +230,13 @@ class Connection(asyncio.BufferedProtocol):
         self._unsent.append(data)
 
     async def call(self, *commands: tuple[bytes | str | int, ...]) -> list[Any]:
-        """Send commands and wait for their replies; what nothing but ``GET`` brings is a ``memoryview`` where it is large.
+        """Send commands and wait for their replies.
 
         Raises:
             TransportUnavailable: The connection ended first.
         """
         future: asyncio.Future[list[Any]] = self._loop.create_future()
-        request = _Call(len(commands), future, all(command[0] == "GET" for command in commands))
-        self.send(b"".join([pack(*command) for command in commands]), request)
+        self.send(b"".join([pack(*command) for command in commands]), _Call(len(commands), future))
         return await future
 
     def _flush(self) -> None:
@@ -290,54 +280,31 @@ class Connection(asyncio.BufferedProtocol):
         self._on_push = on_push
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._rest or self._view  # TLS fills it in slices, which must not be copies
+        return self._view  # TLS fills it in slices, which must not be copies
 
     def buffer_updated(self, nbytes: int) -> None:
         self._heard = True
         reader, requests, on_push = self._reader, self._requests, self._on_push
-        reply: Any
         try:
-            if self._value is not None:
-                self._rest = self._rest[nbytes:]
-                if self._rest:
-                    return
-                reply, self._value = self._value[:-2], None
-            elif nbytes >= _BEGINNING and self._is_large(nbytes):
-                return
-            else:
-                reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type] # it takes any buffer
-                reply = reader.gets()
-            while reply is not _NOTHING:
+            reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type] # it takes any buffer
+            while (reply := reader.gets()) is not _NOTHING:
                 if on_push is not None:
                     on_push(reply)
-                elif not requests:
+                    continue
+                if not requests:
                     raise hiredis.ProtocolError(f"a reply nobody asked for: {reply!r}")
-                elif requests[0].want == 1:
-                    requests.popleft().answered([reply])
-                else:
-                    self._replies.append(reply)
-                    if len(self._replies) == requests[0].want:
-                        replies, self._replies = self._replies, []
-                        requests.popleft().answered(replies)
-                reply = reader.gets()
+                request = requests[0]
+                if request.want == 1:
+                    requests.popleft()
+                    request.answered([reply])
+                    continue
+                self._replies.append(reply)
+                if len(self._replies) == request.want:
+                    replies, self._replies = self._replies, []
+                    requests.popleft()
+                    request.answered(replies)
         except hiredis.ProtocolError as error:
             self.drop(error)
-
-    def _is_large(self, nbytes: int) -> bool:
-        """Whether the buffer holds the beginning of a large value that was asked for by itself; then the rest is awaited."""
-        request = self._requests[0] if self._requests else None
-        if not isinstance(request, _Call) or not request.fetches or self._reader.has_data():
-            return False
-        line, found, _ = bytes(self._view[:24]).partition(b"\r\n")
-        if line[:1] != b"$" or not found:
-            return False
-        size, here = int(line[1:]) + 2, self._view[len(line) + 2 : nbytes]
-        if size < LARGE or size <= len(here):
-            return False
-        self._value = memoryview(bytearray(size))
-        self._value[: len(here)] = here
-        self._rest = self._value[len(here) :]
-        return True
 
     # -- life
 

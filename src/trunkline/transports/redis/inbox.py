@@ -59,19 +59,19 @@ class Inbox:
         self._due = False
         self._doubt_until = 0.0
 
-    def deliver(self, body: bytes | memoryview) -> None:
+    def deliver(self, body: bytes) -> None:
         """Take in what was posted: one frame or several."""
         waiting, deliver = self._waiting, self._arrivals.deliver
         start, end = 0, len(body)
         while start < end:
             (size,) = _SIZE.unpack_from(body, start)
             name_end = start + 5 + body[start + 4]
-            channel = bytes(body[start + 5 : name_end])
+            channel = body[start + 5 : name_end]
             (capacity,) = _CAPACITY.unpack_from(body, name_end)
             start += 4 + size
             waiting[channel] = waiting.get(channel, 0) + 1
             self._report_at[channel] = max(capacity // 4, 1)
-            deliver(bytes(body[name_end + 4 : start]))
+            deliver(body[name_end + 4 : start])
 
     def taken(self, channel: bytes, count: int) -> int:
         """Count what was consumed; returns how much of it was not ours."""

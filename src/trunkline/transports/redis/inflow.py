@@ -17,17 +17,13 @@ from ...clock import Clock
 from ...continuity import Foreign, Receiver
 from .connection import ReplyError, pack
 from .dialect import PLAIN, Dialect
-from .topology import apart_key
 
 __all__ = ["Asking", "Ears", "Inflow"]
 
 log = logging.getLogger("trunkline.redis")
 
-#: Topics subscribed in one command, logs read in one trip, entries read from one log in one trip, bodies fetched in one.
-_BATCH, _LOGS, _ENTRIES, _BODIES = 512, 64, 500, 16
-
-#: Seconds to wait for a server that runs a long script.
-_BUSY = 0.05
+#: Topics subscribed in one command, logs read in one trip, entries read from one log in one trip.
+_BATCH, _LOGS, _ENTRIES = 512, 64, 500
 
 #: Seconds that a topic stays subscribed after the last wish for it: groups are often left and joined again at once.
 LINGER = 1.0
@@ -295,16 +291,12 @@ class Inflow:
             wanted = receiver.reads(self._clock.now_ms())
             for start in range(0, len(wanted), _LOGS):
                 await self._read_some(commands, wanted[start : start + _LOGS])
-            fetched = await self._fetch(commands)
-            if wanted:
-                await self._level(commands)
+            await self._level(commands)
             outcome = receiver.settle(time.monotonic())
             for topic in dict.fromkeys(outcome.gaps):
                 self._gap(topic)
             for topic, body in outcome.deliver:
                 self._deliver(topic, body)
-            if fetched:
-                await commands.call(("UNLINK", *fetched))
             if outcome.again:
                 await asyncio.sleep(outcome.again)
         behind, self._behind = self._behind, []
@@ -327,24 +319,6 @@ class Inflow:
                 if len(entries) == _ENTRIES:
                     following.append((topic, b"(" + entries[-1][0]))
             starts = following
-
-    async def _fetch(self, commands: Asking) -> list[bytes]:
-        """Fetch what is apart from its frames; returns the keys of it."""
-        wanted = self.receiver.apart()
-        keys = [apart_key(*apart) for apart in wanted]
-        for start in range(0, len(keys), _BODIES):
-            bodies = await commands.call(*[("GET", key) for key in keys[start : start + _BODIES]])
-            for apart, body in zip(wanted[start:], bodies, strict=False):
-                if not isinstance(body, ReplyError):
-                    self.receiver.fetched(apart, body)
-                elif str(body).startswith(
-                    "BUSY"
-                ):  # a long script runs: what is missing is asked for in the next round
-                    await asyncio.sleep(_BUSY)
-                    return keys[: keys.index(apart_key(*apart))]
-                else:
-                    raise body
-        return keys
 
     async def _level(self, commands: Asking) -> None:
         """Wait until all that was pushed before the logs were read is here. Otherwise a frame of one log would overtake

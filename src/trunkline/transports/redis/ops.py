@@ -15,29 +15,13 @@ from ...continuity import HEADER_SIZE, VOID, Sent
 from ...errors import ChannelFull, TransportUnavailable
 from .connection import LARGE, ReplyError, pack, pack_large, words
 from .scripts import POST, PUSH, REMEMBER, Script
-from .topology import apart_key
 
 if TYPE_CHECKING:
     from .outbox import Outbox
 
-__all__ = [
-    "APART",
-    "FOR_EVER",
-    "Batch",
-    "Op",
-    "PlainOp",
-    "Post",
-    "Posts",
-    "Publish",
-    "Push",
-    "Remember",
-    "ScriptOp",
-]
+__all__ = ["FOR_EVER", "Batch", "Op", "PlainOp", "Post", "Posts", "Publish", "Push", "Remember", "ScriptOp"]
 
 FOR_EVER = float("inf")
-
-#: Bytes from which on a post is left beside the inbox: fetching a smaller one costs more than running it through a script.
-APART = 64 << 10
 
 
 class Op(Sent):
@@ -223,21 +207,12 @@ class Post(Op):
         self.channel, self.capacity, self.retention = channel, capacity, retention
 
     def commands(self) -> bytes | list[bytes]:
-        runs = self.channel, -1 if self.capacity is None else self.capacity, 1
-        if len(self.body) < APART:
-            self.want = 1
-            return _post(self, self, self.outbox.sender.frame(self), runs)
-        # A script would copy it several times, and hash each byte of it.
-        self.want = 2
-        key = apart_key(self.keys[0], self.outbox.sender.sid, self.seq)
-        leave = pack_large(b"SET", key, self.body, b"PX", int(self.retention * 1000) + 10_000)
-        return [*leave, _post(self, self, self.outbox.sender.apart(self), runs, key)]
+        return _post(self, self, (self.channel, -1 if self.capacity is None else self.capacity, 1))
 
     def conclude(self, replies: list[Any]) -> Any:
-        answer = replies[-1]
-        if answer == b"OK":
+        if replies[0] == b"OK":
             return True
-        if answer == b"GONE":
+        if replies[0] == b"GONE":
             _unheard(self)
             return False
         self.outbox.sender.give_up(self)
@@ -275,7 +250,7 @@ class Posts(Op):
             else:
                 channel, capacity = post.channel, post.capacity
                 runs += channel, -1 if capacity is None else capacity, 1
-        return _post(self, self._posts[0], self.outbox.sender.frame(self), tuple(runs))
+        return _post(self, self._posts[0], tuple(runs))
 
     def conclude(self, replies: list[Any]) -> Any:
         posts = self._posts
@@ -326,23 +301,25 @@ class _Each(asyncio.Future[list[Any]]):
                 op.future.set_exception(exception)
 
 
-def _post(op: Op, first: Post, frame: bytes, runs: tuple[str | int, ...], *apart: bytes) -> bytes:
+def _post(op: Op, first: Post, runs: tuple[str | int, ...]) -> bytes | list[bytes]:
     """The command that posts ``op``; ``runs``: channel, capacity and count of each run of frames for one channel."""
     outbox, sender = op.outbox, op.outbox.sender
     if op.flags & VOID:
         runs = (first.channel, 0, 1)  # it was refused or given up: only its place in the chain is filled
-    head, tail = (_post_words if not apart else _any_post_words)(
-        outbox.dialect.sha(POST), first.keys + apart, first.retention, runs
-    )
+    head, tail = _post_words(outbox.dialect.sha(POST), first.keys, first.retention, runs)
+    frame = sender.frame(op)
     oldest = b"%d" % ((outbox.clock.now() - first.retention) * 1000)
     cut = b"%d" % outbox.excess(first.keys[0], len(frame))
-    return _POST % (
-        head, len(frame), frame, HEADER_SIZE, sender.void(op), len(oldest), oldest, op.seq, sender.floor,
-        len(cut), cut, tail,
+    rest = _POST % (
+        HEADER_SIZE, sender.void(op), len(oldest), oldest, op.seq, sender.floor, len(cut), cut, tail,
     )  # fmt: skip
+    if len(frame) < LARGE:
+        return b"%b$%d\r\n%b%b" % (head, len(frame), frame, rest)
+    return [b"%b$%d\r\n" % (head, len(frame)), frame, rest]
 
 
-def _any_post_words(
+@functools.lru_cache(maxsize=16384)
+def _post_words(
     sha: str, keys: tuple[bytes, ...], retention: float, runs: tuple[str | int, ...]
 ) -> tuple[bytes, bytes]:
     """What all posts of the same runs have in common, before and behind what they have not."""
@@ -350,10 +327,8 @@ def _any_post_words(
     return head, words(int(retention * 1000) + 60_000, *runs)
 
 
-_post_words = functools.lru_cache(maxsize=16384)(_any_post_words)
-
-#: Those, with the frame, the void frame, the oldest entry to keep, seq and floor, and the length to cut the log to.
-_POST = b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$16\r\n%016d\r\n$16\r\n%016d\r\n$%d\r\n%b\r\n%b"
+#: What follows the frame: the void frame, the oldest entry to keep, seq and floor, the length to cut the log to.
+_POST = b"\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$16\r\n%016d\r\n$16\r\n%016d\r\n$%d\r\n%b\r\n%b"
 
 
 def _unheard(op: Op) -> None:

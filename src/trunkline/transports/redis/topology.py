@@ -71,11 +71,6 @@ def owners(servers: Sequence[str]) -> list[int]:
     ]
 
 
-def apart_key(inbox: bytes, sid: bytes, seq: int) -> bytes:
-    """Where a large frame for an inbox is left until its node has fetched it."""
-    return b"%b:%b:%d" % (inbox, sid.hex().encode(), seq)
-
-
 class Names:
     """Key names of one prefix on one server. Pub/sub knows no databases, so the database's number is in each name.
 

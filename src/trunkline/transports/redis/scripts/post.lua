@@ -1,8 +1,7 @@
 -- Post frames to a node as one, counting each against its channel. Answers OK, GONE, or FULL and which were refused: 1, 2, 3 …
--- KEYS inbox, alive, depth, last, refused, and where the one frame is if that is large
+-- KEYS inbox, alive, depth, last, refused
 -- ARGV frame, void frame, oldest id to keep, seq, floor, length to cut the log to (0: not now), ttl ms, then for each run
 -- of frames for one channel: channel, capacity (-1: none), count
-if KEYS[6] and redis.call('PTTL', KEYS[6]) < 0 then return redis.error_reply('TRYAGAIN what is posted is not there') end
 local last = redis.call('SET', KEYS[4], ARGV[4], 'PX', ARGV[7], 'GET')
 if last and tonumber(last) >= tonumber(ARGV[4]) then
   -- Done before, only the answer was lost.
@@ -18,7 +17,6 @@ local listens = not alive and redis.call('PUBSUB', 'NUMSUB', KEYS[1])[2] > 0
 -- It said good-bye; or it gives no sign of life and does not listen.
 if alive == '' or (not alive and not listens) then
   redis.call('DEL', KEYS[4]) -- nothing was done
-  if KEYS[6] then redis.call('DEL', KEYS[6]) end
   if not alive then
     -- Perhaps it is only cut off: then it is told when it is back.
     local missed = 0
@@ -57,7 +55,6 @@ if #refused > 0 then
   answer = 'FULL ' .. answer
   if #refused == count then
     frame = ARGV[2]
-    if KEYS[6] then redis.call('DEL', KEYS[6]) end
   else
     -- The same without those: a head as long as the void frame, then each frame behind its size.
     local at, out = #ARGV[2] + 1, 1
