@@ -68,9 +68,8 @@ class Node:
 class Load:
     """Nodes that publish to all topics and post to each other for as long as it runs; now and then a large frame."""
 
-    def __init__(self, nodes: list[Node], topics: int = 5, large: int = LARGE) -> None:
+    def __init__(self, nodes: list[Node], topics: int = 5) -> None:
         self.nodes = nodes
-        self._large = large
         self.topics = [f"topic.{n}" for n in range(topics)]
         self.sent: dict[str, list[bytes]] = {node.name: [] for node in nodes}
         self.failed: list[BaseException] = []
@@ -97,9 +96,9 @@ class Load:
             for channel in ("x!1", "x!1", "x!2"):  # several at once travel as one
                 for other in others:
                     count += 1
-                    frame = b"%d:%06d:post" % (number, count)
+                    frame = b"%d:%06d:post:" % (number, count)
                     if count % 32 == 0:
-                        frame = frame.ljust(self._large, b".")
+                        frame = frame.ljust(LARGE, b".")
                     post = node.transport.post(other.name, channel, frame, None, TTL)
                     calls.append(self._one(post, frame, [other]))
             await asyncio.gather(*calls)
