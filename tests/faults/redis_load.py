@@ -96,9 +96,7 @@ class Load:
             for channel in ("x!1", "x!1", "x!2"):  # several at once travel as one
                 for other in others:
                     count += 1
-                    frame = b"%d:%06d:post:" % (number, count)
-                    if count % 32 == 0:
-                        frame = frame.ljust(LARGE, b".")
+                    frame = b"%d:%*d:post" % (number, LARGE if count % 32 == 0 else 6, count)
                     post = node.transport.post(other.name, channel, frame, None, TTL)
                     calls.append(self._one(post, frame, [other]))
             await asyncio.gather(*calls)
