@@ -199,17 +199,17 @@ class Membership(Watching):
                 await self._resubscribe(group)
             except asyncio.CancelledError:
                 change.set_result(None)
-                self._settling.pop(group)
                 if not self.closed:
                     self._spawn(self._settle(group))  # the membership stays as it was made
                 raise
             except BaseException as error:
                 change.set_exception(error)
                 change.exception()  # perhaps nobody else waits for it
-                self._settling.pop(group)
                 raise
-            change.set_result(None)
-            self._settling.pop(group)
+            else:
+                change.set_result(None)
+            finally:
+                self._settling.pop(group)
 
     async def _resubscribe(self, group: str) -> None:
         if self._board.has_members(group):

@@ -276,16 +276,7 @@ class TransportConformance(RecordConformance):
         assert await owner.has(len(expected)) == expected
         # What was refused left no count behind: as much room as is taken is there again.
         owner.transport.taken(small, 3)
-        deadline = time.monotonic() + self.patience
-        again = 0
-        while again < 3 and time.monotonic() < deadline:
-            try:
-                await a.transport.post(owner.node, small, b"again", 3, TTL)
-                again += 1
-            except ChannelFull:
-                await asyncio.sleep(0.01)
-        assert again == 3
-        await refused(ChannelFull, a.transport.post(owner.node, small, b"too many", 3, TTL))
+        await self._has_room_again(a, owner, small, capacity=3, room=3)
 
     @promise
     async def test_taken_makes_room(self) -> None:
@@ -296,16 +287,20 @@ class TransportConformance(RecordConformance):
             await a.transport.post(owner.node, channel, b"x", 8, TTL)
         await owner.has(8)
         owner.transport.taken(channel, 3)
+        await self._has_room_again(a, owner, channel, capacity=8, room=3)
+
+    async def _has_room_again(self, a: Peer, owner: Peer, channel: str, *, capacity: int, room: int) -> None:
+        """Soon so many posts are taken, and then no more."""
         accepted = 0
         deadline = time.monotonic() + self.patience
-        while accepted < 3 and time.monotonic() < deadline:
+        while accepted < room and time.monotonic() < deadline:
             try:
-                await a.transport.post(owner.node, channel, b"y", 8, TTL)
+                await a.transport.post(owner.node, channel, b"y", capacity, TTL)
                 accepted += 1
             except ChannelFull:
                 await asyncio.sleep(0.01)
-        assert accepted == 3
-        await refused(ChannelFull, a.transport.post(owner.node, channel, b"z", 8, TTL))
+        assert accepted == room
+        await refused(ChannelFull, a.transport.post(owner.node, channel, b"z", capacity, TTL))
 
     @promise
     async def test_a_consumer_that_keeps_up_is_never_full(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...clock import Clock
@@ -168,8 +168,11 @@ class Outbox:
         self.flowing = False
         gathered, self._posts = self._posts, {}
         for posts in gathered.values():
-            self._waiting.extend(posts)
-            self._waiting_bytes += sum(len(post.body) for post in posts)
+            self._keep(posts)
+
+    def _keep(self, ops: Sequence[Op | Push]) -> None:
+        self._waiting.extend(ops)
+        self._waiting_bytes += sum(len(op.body) for op in ops)
 
     def _gather(self, push: Push) -> None:
         batch = self._batches.get(push.queue)
@@ -187,8 +190,7 @@ class Outbox:
             if self.flowing:
                 self._send_new(batch)
             else:
-                self._waiting.extend(batch.pushes)
-                self._waiting_bytes += sum(len(push.body) for push in batch.pushes)
+                self._keep(batch.pushes)
 
     def _log(self, topic: bytes) -> _Log:
         log = self._logs.get(topic)
