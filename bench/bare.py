@@ -1,21 +1,23 @@
 """The floor: a loop of hiredis and asyncio that has the server do what Trunkline has it do, and nothing more.
 
-It sends the same script for each direct message and the same three commands for a group, and has two connections, each
-written once per loop tick. It knows no capacity, no continuity, no reconnecting and no second server.
+It sends the same script for each direct message and the same three commands for a group. To a queue it pushes what one
+turn of the loop sends, and takes up to sixteen frames at a time, by the same scripts, and is woken as Trunkline is. It has
+two connections, each written once per loop tick. It knows no capacity, no continuity, no reconnecting and no second server,
+and gives nothing back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import uuid
 from collections import defaultdict, deque
-from importlib import resources
 from typing import Any
 
 import hiredis
 import ormsgpack
+
+from trunkline.transports.redis.scripts import POST, PUSH, TAKE
 
 __all__ = ["BareLayer", "Full"]
 
@@ -35,11 +37,12 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         self._loop = asyncio.get_running_loop()
 
-    def ask(self, *command: Any) -> asyncio.Future[Any]:
+    def ask(self, *command: Any, answer: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         if not self._waiting:
             self._loop.call_soon(self._write)
         self._waiting.append(hiredis.pack_command(command))
-        answer = self._loop.create_future()
+        if answer is None:
+            answer = self._loop.create_future()
         self._answers.append(answer)
         return answer
 
@@ -60,16 +63,38 @@ class Connection(asyncio.Protocol):
                     future.set_result(answer)
 
 
+class Reader:
+    """One process's part in a queue: what it was given, and whether the server will wake it, or has."""
+
+    def __init__(self, inbox: str, queue: str) -> None:
+        self.slot = f"{inbox}.{queue}"
+        self.member = f"{inbox} {self.slot}"
+        keys = [f"bare:{queue}:{kind}" for kind in ("frames", "deadlines", "idle")]
+        self.keys = *keys, f"{self.slot}:held", f"bare:{queue}:schedule", f"bare:{queue}:contents"
+        self.hand: deque[bytes] = deque()
+        self.listed = self.woken = False
+        self.waiter: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        self.woken = True
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+
 class BareLayer:
+    #: How much is asked for at a time, and how much may wait.
+    MOST, CAPACITY = 16, 100_000
+
     def __init__(self, port: int) -> None:
         self._port = port
         self._inbox = f"bare:{uuid.uuid4().hex}"
-        self._script = resources.files("trunkline.transports.redis.scripts").joinpath("post.lua").read_text()
-        self._sha = hashlib.sha1(self._script.encode()).hexdigest()
         self._numbers = itertools.count(1)
         self._groups: dict[str, list[str]] = defaultdict(list)
         self._boxes: dict[str, deque[dict[str, Any]]] = defaultdict(deque)
         self._waiters: dict[str, asyncio.Future[None]] = {}
+        #: What this turn of the loop sends to each queue, and the one answer to it.
+        self._batches: dict[str, tuple[list[bytes], asyncio.Future[Any]]] = {}
+        self._readers: dict[str, Reader] = {}
         self._opening: asyncio.Task[None] | None = None
 
     async def _open(self) -> None:
@@ -83,7 +108,8 @@ class BareLayer:
         _, self._pushes = await loop.create_connection(
             lambda: Connection(self._arrived), "127.0.0.1", self._port
         )
-        await self._commands.ask("SCRIPT", "LOAD", self._script)
+        for script in (POST, PUSH, TAKE):
+            await self._commands.ask("SCRIPT", "LOAD", script.text)
         await self._commands.ask("SET", f"{self._inbox}:alive", "1")
         await self._pushes.ask("SUBSCRIBE", self._inbox)
 
@@ -99,13 +125,34 @@ class BareLayer:
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         await self._open()
+        if "!" not in channel:
+            await self._push(channel, b"+" + ormsgpack.packb(message))
+            return
         inbox = channel.partition("!")[0]
         keys = [f"{inbox}:alive", f"{inbox}:depth", f"{self._inbox}:last", f"{inbox}:refused"]
         frame = ormsgpack.packb([channel, "", message])
         counted = (channel, -1, 1)
         await self._commands.ask(
-            "EVALSHA", self._sha, 5, inbox, *keys, frame, b"", 0, next(self._numbers), 0, 0, 60000, *counted
+            "EVALSHA", POST.sha, 5, inbox, *keys, frame, b"", 0, next(self._numbers), 0, 0, 60000, *counted
         )
+
+    def _push(self, queue: str, frame: bytes) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        if not self._batches:
+            loop.call_soon(self._send_batches)
+        batch = self._batches.get(queue)
+        if batch is None:
+            batch = self._batches[queue] = ([], loop.create_future())
+        batch[0].append(frame)
+        return batch[1]
+
+    def _send_batches(self) -> None:
+        batches, self._batches = self._batches, {}
+        for queue, (frames, answer) in batches.items():
+            keys = [f"bare:{queue}:{kind}" for kind in ("frames", "deadlines", "idle")]
+            own = f"{self._inbox}:pushed", f"{self._inbox}:refused"
+            bounds = self.CAPACITY, 60_000, next(self._numbers), 0, 120_000
+            self._commands.ask("EVALSHA", PUSH.sha, 5, *keys, *own, *bounds, *frames, answer=answer)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         await self._open()
@@ -116,6 +163,9 @@ class BareLayer:
         await self._commands.ask("HGETALL", f"{topic}:bound")
 
     def _arrived(self, frame: bytes) -> None:
+        if frame.startswith(b"W"):
+            self._readers[frame.decode().partition(".")[2]].wake()
+            return
         channel, group, message = ormsgpack.unpackb(frame)
         for name in [channel] if channel else self._groups[group]:
             self._boxes[name].append(message)
@@ -124,8 +174,27 @@ class BareLayer:
                 waiter.set_result(None)
 
     async def receive(self, channel: str) -> dict[str, Any]:
+        if "!" not in channel:
+            return await self._take(channel)
         box = self._boxes[channel]
         while not box:
             waiter = self._waiters[channel] = asyncio.get_running_loop().create_future()
             await waiter
         return box.popleft()
+
+    async def _take(self, queue: str) -> dict[str, Any]:
+        await self._open()
+        reader = self._readers.get(queue)
+        if reader is None:
+            reader = self._readers[queue] = Reader(self._inbox, queue)
+        while not reader.hand:
+            if reader.listed and not reader.woken:
+                reader.waiter = asyncio.get_running_loop().create_future()
+                await reader.waiter
+            reader.woken = False
+            request = reader.slot, next(self._numbers), reader.member, 600_000, self.MOST
+            given = await self._commands.ask("EVALSHA", TAKE.sha, 6, *reader.keys, *request)
+            reader.hand.extend(given[1::2])
+            reader.listed = len(given) < 2 * self.MOST
+        message: dict[str, Any] = ormsgpack.unpackb(reader.hand.popleft()[1:])
+        return message

@@ -45,8 +45,6 @@ class Contestant:
     needs: Literal["nothing", "folder", "redis", "postgres", "nats"] = "nothing"
     #: It cannot leave its process, so all participants of a scenario share one.
     alone: bool = False
-    #: It has normal channels, whose messages several receivers share.
-    queues: bool = True
     #: It can be used from threads without a loop.
     threads: bool = True
     #: It has a way of its own for them, and this is played with that instead of ``async_to_sync``.
@@ -309,7 +307,7 @@ CONTESTANTS = {
         Contestant(
             "channels-lite", channels_lite, "folder", once=True, packages=("channels-lite", "aiosqlite")
         ),
-        Contestant("bare", bare, "redis", packages=("hiredis",), queues=False, threads=False),
+        Contestant("bare", bare, "redis", packages=("hiredis",), threads=False),
         Contestant("memory", memory, alone=True, packages=("trunkline", "ormsgpack")),
         Contestant("embedded", embedded, "folder", packages=("trunkline", "ormsgpack")),
         Contestant("redis", redis_layer, "redis", packages=("trunkline", "ormsgpack", "hiredis")),

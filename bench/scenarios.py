@@ -444,7 +444,7 @@ class Scenario:
     title: str
     play: Callable[[Stage], Awaitable[Figures]]
     #: What else a contestant has to have to take part.
-    asks: Literal["nothing", "server", "queues", "threads"] = "nothing"
+    asks: Literal["nothing", "server", "threads"] = "nothing"
 
     def rows(self, contestant: Contestant) -> dict[str, Contestant]:
         """Who plays under which title: nobody, itself, and where threads send again by the layer's own way for them."""
@@ -460,7 +460,7 @@ class Scenario:
             return contestant.needs == "redis"
         if self.asks == "threads":
             return contestant.threads
-        return self.asks == "nothing" or contestant.queues
+        return True
 
 
 SCENARIOS = {
@@ -472,7 +472,7 @@ SCENARIOS = {
     "rooms": Scenario(
         "2000 groups in 2 processes with a member in each: joins, one and 200 at a time, then sends", rooms
     ),
-    "queue": Scenario("a work queue with 3 worker processes, 10 senders", queue, "queues"),
+    "queue": Scenario("a work queue with 3 worker processes, 10 senders", queue),
     "large": Scenario("1 MB messages to another process, one at a time", large),
     "burst": Scenario("100 messages of 1 MB at once to a group in 4 processes", burst),
     "local": Scenario("a group of 1000 in one process", local),

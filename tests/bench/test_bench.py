@@ -38,6 +38,14 @@ async def test_every_scenario_measures_and_verifies(scenario: str, layer: str) -
             assert rates
 
 
+async def test_the_floor_shares_a_queue() -> None:
+    """The bare loop takes part in the queue, and brings each job to one worker."""
+    figures = await run(SCENARIOS["queue"], CONTESTANTS["bare"], TINY)
+    assert isinstance(figures, dict), figures
+    assert {key: figures[key] for key in FAULTS if figures[key]} == {}
+    assert figures["messages/s"] > 0
+
+
 @pytest.mark.parametrize("name", ["relay on embedded", "handler on embedded", "channels on embedded"])
 async def test_the_chat_measures_and_verifies(name: str) -> None:
     """Every message reaches every websocket once and in order, over two server processes."""
