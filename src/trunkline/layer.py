@@ -165,21 +165,37 @@ class ChannelLayer:
             NotOwner: The channel belongs to another process.
             LayerClosed: The layer was closed while waiting.
         """
-        node: Node | Elsewhere | None = self._nodes.get(asyncio.get_running_loop())
-        while node is None:
-            try:
-                node = await self._here()
-            except TransportUnavailable as error:
-                logger.warning("cannot receive yet, will retry: %s", error)
-                await asyncio.sleep(_RETRY)
+        node = self._nodes.get(asyncio.get_running_loop())
+        if node is None:
+            return await self._receive_anew(channel)
         try:
-            return await node.receive(channel)
+            # This waits for the node: each coroutine between a task and its message costs with every message.
+            while type(found := node.receive(channel)) is not dict:
+                try:
+                    message: Message | None = await found  # type: ignore[misc]  # it is no dict
+                except BaseException:
+                    node.give_up(channel, found)
+                    raise
+                if message is not None:
+                    return message
+            return found
         except NotOwner:
             owner = names.channel(channel).node
             for other in list(self._nodes.values()):
                 if other.name == owner and other.loop.is_running():
                     return await Elsewhere(self, other.loop).receive(channel)
             raise
+
+    async def _receive_anew(self, channel: str) -> Message:
+        """Receive in a loop that has no node yet, or never has one of its own."""
+        while True:
+            try:
+                node = await self._here()
+            except TransportUnavailable as error:
+                logger.warning("cannot receive yet, will retry: %s", error)
+                await asyncio.sleep(_RETRY)
+            else:
+                return await (node.receive(channel) if isinstance(node, Elsewhere) else self.receive(channel))
 
     async def lease(self, channel: str, seconds: float = 30.0) -> Lease:
         """Wait for the next message on a normal channel, as ``receive``, but take it for so many seconds only.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from . import names
@@ -50,8 +50,7 @@ class Membership(Watching):
             return
         groups, box = self._board.forget(channel)
         if box is not None:
-            for waiter in box.waiters:
-                wake(waiter)
+            wake(box.waiters)
             if box.released:
                 self._report(box)
         for group in groups:
@@ -232,7 +231,10 @@ class Membership(Watching):
         return self.group_add(group, channel, **more) if op == "join" else self.group_discard(group, channel)
 
 
-def wake(waiter: Waiter) -> None:
-    """Wake who waits, unless it was woken before."""
-    if not waiter.done():
-        waiter.set_result(None)
+def wake(waiters: Iterable[Waiter]) -> None:
+    """Wake who waits."""
+    for waiter in waiters:
+        try:
+            waiter.set_result(None)
+        except asyncio.InvalidStateError:  # cancelled: it wakes the next one when it goes
+            pass

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import functools
 import os
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any
 
 from . import names, tracing
@@ -42,7 +42,7 @@ from .logs import logger
 from .membership import Membership, wake
 from .settings import Settings
 from .stats import Origin
-from .switchboard import Mailbox, Parcel
+from .switchboard import Parcel
 from .targets import Recent, for_channel, for_group, passed_over
 from .transport import Transport
 from .typed import MessageLike
@@ -53,6 +53,8 @@ __all__ = ["Node"]
 _SWEEP = 5.0
 #: Seconds between two attempts to hear what is said to all nodes.
 _RETRY = 0.5
+#: Types whose values can be shared by all who are given them.
+_UNCHANGEABLE = frozenset((str, int, float, bool, bytes, type(None)))
 
 
 class Node(Membership):
@@ -74,7 +76,6 @@ class Node(Membership):
         #: Messages to channels of this node that are not due yet.
         self._delayed: set[asyncio.TimerHandle] = set()
         self._recent = Recent(settings.expiry)
-        self._pause = min(_SWEEP, settings.expiry / 4)
         self._timer: asyncio.TimerHandle | None = None
         self._farewell: AsyncGenerator[None, None] | None = None
         #: What a message to a channel of our own would have come in.
@@ -103,7 +104,7 @@ class Node(Membership):
         except BaseException:
             await self.close()
             raise
-        self._timer = self.loop.call_later(self._pause, self._sweep)
+        self._timer = self.loop.call_later(min(_SWEEP, self._settings.expiry / 4), self._sweep)
 
     async def _hear_all_nodes(self) -> None:
         while True:
@@ -151,8 +152,7 @@ class Node(Membership):
             self._timer.cancel()
         self._drop_delayed()
         for box in self._board.boxes.values():
-            for waiter in box.waiters:
-                wake(waiter)
+            wake(box.waiters)
 
     # 1. Envelope
 
@@ -378,14 +378,14 @@ class Node(Membership):
         now = self._now()
         if expires <= now:
             self._late(group)
-        count, taken, wake = self._board.fan_out(
+        count, taken, woken = self._board.fan_out(
             group, parcel, now, lambda box: self._missed(box.channel, group), exclude
         )
+        if count - taken > 1 and parcel.fresh is not None:
+            parcel.flat = _UNCHANGEABLE.issuperset(map(type, parcel.fresh.values()))
         self.stats.delivered += count
         self.stats.received += taken
-        for waiter in wake:
-            if not waiter.done():
-                waiter.set_result(None)
+        wake(woken)
         if not self._board.has_members(group):
             self._spawn(self._settle(group))
 
@@ -427,7 +427,7 @@ class Node(Membership):
             raise ChannelFull(f"{channel} holds {self._settings.capacity_of(channel)} messages, its capacity")
         self.stats.delivered += 1
         if waiter is not None:
-            wake(waiter)
+            wake((waiter,))
 
     def _put_later(self, envelope: Envelope) -> None:
         try:
@@ -454,59 +454,53 @@ class Node(Membership):
 
     # 5. Handing over
 
-    def receive(self, channel: str) -> Coroutine[Any, Any, Message]:
-        """See ``ChannelLayer.receive``."""
-        if (
-            channel not in self._board.boxes
-        ):  # of those here, the name was looked at when the mailbox was made
+    def receive(self, channel: str) -> Message | Awaitable[Message | None]:
+        """See ``ChannelLayer.receive``.
+
+        Returns:
+            The message, if one waits. Otherwise what to await: it gives the message, or None, and then this is to be called
+            again. Whoever is cancelled meanwhile calls ``give_up``.
+        """
+        if self.closed:
+            raise LayerClosed(f"the layer was closed while waiting on {channel}")
+        box = self._board.boxes.get(channel)
+        if box is None:
             if names.channel(channel).node is None:
                 return self._receive_queue(channel)
             self._check_owner(channel)
-        return self._receive_here(channel)
-
-    async def _receive_here(self, channel: str) -> Message:
-        boxes = self._board.boxes
-        while True:
-            if self.closed:
-                raise LayerClosed(f"the layer was closed while waiting on {channel}")
-            box = boxes.get(channel) or self._board.box(channel, self._now())
-            if box.parcels and (message := self._take(box, self._now())) is not None:
-                return message
-            waiter: asyncio.Future[None] = self.loop.create_future()
-            box.waiters.append(waiter)
-            try:
-                await waiter
-            except BaseException:
-                box.waiters.remove(waiter)
-                if not self.closed:
-                    box.alive_at = self._now()  # whoever waits is alive anyway
-                if (
-                    box.parcels and box.waiters
-                ):  # it may have been woken already: the message is for the next one
-                    wake(box.waiters[0])
-                raise
-            box.waiters.remove(waiter)
-
-    def _take(self, box: Mailbox, now: float) -> Message | None:
-        parcel = self._board.take(box, now)
+            box = self._board.box(channel, self._now())
+        parcel = self._board.take(box, self._now()) if box.parcels else None
         if box.released:
             self._report(box)
-        if box.parcels and box.waiters:
-            wake(box.waiters[0])
         if parcel is None:
-            return None
-        self.stats.received += 1
+            waiter: asyncio.Future[None] = asyncio.Future(loop=self.loop)
+            box.waiters.append(waiter)
+            return waiter
         message = parcel.fresh
         if message is None:
             message = decode(parcel.body, self._settings.codec)
             if parcel.position is not None:
                 message["position"] = parcel.position
+        elif parcel.flat:
+            message = message.copy()
         else:
             parcel.fresh = None
+        self.stats.received += 1
         self._handed, self._origin = message, parcel.origin
         if tracing.tracer is not None:
             tracing.incoming.set(parcel.origin.options.get("trace", b"") if parcel.origin else b"")
         return message
+
+    def give_up(self, channel: str, waiting: object) -> None:
+        """Say that nobody awaits what ``receive`` has returned any more."""
+        box = self._board.boxes.get(channel)
+        if box is None or self.closed:
+            return
+        box.alive_at = self._now()  # whoever waits is alive anyway
+        if waiting in box.waiters:
+            box.waiters.remove(waiting)
+        elif box.parcels and box.waiters:  # it had been woken: the message is for the next one
+            wake((box.waiters.pop(0),))
 
     def origin(self, message: Message) -> Origin | None:
         """See ``ChannelLayer.origin``."""
@@ -582,12 +576,12 @@ class Node(Membership):
         body = encode(message, 2**62, self._settings.codec)
         expires = self._now() + self._settings.expiry
         if names.channel(channel).node is None:
-            frame = self._unsigned.frame(CHANNEL, expires, channel, body)
+            frame = self._seal.of("").frame(CHANNEL, expires, channel, body)
             await self._transport.push(channel, frame, 2**31, self._settings.expiry)
             return
         waiter = self._board.put_back(channel, Parcel(body, expires, False, message), self._now())
         if waiter is not None:
-            wake(waiter)
+            wake((waiter,))
 
     # Housekeeping
 
@@ -600,4 +594,4 @@ class Node(Membership):
         for group in emptied:
             self._spawn(self._settle(group))
         self.health()  # so that ``since`` is right, whenever it is asked for
-        self._timer = self.loop.call_later(self._pause, self._sweep)
+        self._timer = self.loop.call_later(min(_SWEEP, self._settings.expiry / 4), self._sweep)

@@ -27,14 +27,13 @@ Sink: TypeAlias = Callable[[dict[str, Any], dict[object, Any]], bool]
 class Waiter(Protocol):
     """Somebody waiting on a mailbox; waking is the caller's business."""
 
-    def done(self) -> bool: ...
     def set_result(self, result: None, /) -> None: ...
 
 
 class Parcel:
     """One message on its way to a mailbox, shared by all that it is for."""
 
-    __slots__ = ("body", "expires", "fresh", "group", "origin", "position", "posted")
+    __slots__ = ("body", "expires", "flat", "fresh", "group", "origin", "position", "posted")
 
     def __init__(
         self,
@@ -54,6 +53,8 @@ class Parcel:
         self.group: str | None = None
         #: The message as decoded on arrival, for the first taker; the others decode their own copy.
         self.fresh = fresh
+        #: No value in it can be changed: ``fresh`` stays, and each taker gets a copy of that, which is quicker.
+        self.flat = False
         #: What it came in.
         self.origin = origin
 
@@ -97,13 +98,21 @@ class Mailbox:
         self.direct = 0
         #: Posted parcels that left since the transport was last told.
         self.released = 0
-        self.waiters: deque[Waiter] = deque()
+        #: Who waits here and was not woken yet.
+        self.waiters: list[Waiter] = []
         self.groups: set[str] = set()
         #: Asked first for a group message when somebody waits here and nothing is before it.
         self.sink: Sink | None = None
         #: Its consumer wants to be told when messages to it were lost.
         self.watches = False
         self.alive_at = now
+
+    def next_waiter(self, now: float) -> Waiter | None:
+        """Whom to wake for a message that was put in. Whoever is woken waits no more, and is alive."""
+        if not self.waiters:
+            return None
+        self.alive_at = now
+        return self.waiters.pop(0)
 
 
 class Switchboard:
@@ -144,7 +153,7 @@ class Switchboard:
         box.parcels.append((parcel, True))
         box.direct += 1
         self.waiting += 1
-        return True, box.waiters[0] if box.waiters else None
+        return True, box.next_waiter(now)
 
     def fan_out(
         self,
@@ -181,7 +190,8 @@ class Switchboard:
                 if box.sink is not None and not box.parcels and parcel.expires > now:
                     offered.append(box)
                     continue
-                wake.append(box.waiters[0])
+                box.alive_at = now
+                wake.append(box.waiters.pop(0))
             elif box.alive_at < horizon:
                 gone.append(box)
                 continue
@@ -213,7 +223,8 @@ class Switchboard:
             box.parcels.append(entry)
             self.waiting += 1
             count += 1
-            wake += list(box.waiters)[:1]
+            if (waiter := box.next_waiter(now)) is not None:
+                wake.append(waiter)
         return count + taken, taken, wake
 
     def _make_room(self, box: Mailbox) -> bool:
@@ -304,7 +315,7 @@ class Switchboard:
         box.parcels.appendleft((parcel, True))
         box.direct += 1
         self.waiting += 1
-        return box.waiters[0] if box.waiters else None
+        return box.next_waiter(now)
 
     @staticmethod
     def _removed(box: Mailbox, parcel: Parcel) -> None:

@@ -34,7 +34,7 @@ class Watching(ABC):
         self.closed = False
         self.stats = Stats()
         self._settings = settings
-        self._unsigned, self._seal = seal, seal.of(self.name)
+        self._seal = seal.of(self.name)
         self._transport = transport
         self._now = transport.now
         self._board = Switchboard(settings)
@@ -53,8 +53,8 @@ class Watching(ABC):
         )
         self._history = History(settings, self._seal, transport, self._fan_out_event, self._lost, self._spawn)
         self._opened = time.time()
-        self._state = "ok"
-        self._since = self._opened
+        #: How it did when it was last looked at, and since when.
+        self._state = "ok", self._opened
 
     # What the floors above do about it
 
@@ -134,10 +134,10 @@ class Watching(ABC):
         if self._board.waiting >= self._settings.process_capacity:
             full = f"{self._board.waiting} messages wait in this process, its process_capacity"
         health = judge(self.servers(), full)
-        if health.state != self._state:
+        if health.state != self._state[0]:
             silent = max((server.silent or 0.0 for server in health.servers), default=0.0)
-            self._state, self._since = health.state, time.time() - (silent if health.state == "down" else 0.0)
-        health.since = self._since
+            self._state = health.state, time.time() - (silent if health.state == "down" else 0.0)
+        health.since = self._state[1]
         return health
 
     def report(self) -> Report:

@@ -18,14 +18,8 @@ CAPACITY, PROCESS, EXPIRY, GROUP_EXPIRY = 3, 7, 10.0, 25.0
 class Waiter:
     """A receive that waits."""
 
-    def __init__(self) -> None:
-        self.woken = False
-
-    def done(self) -> bool:
-        return self.woken
-
     def set_result(self, result: None) -> None:
-        self.woken = True
+        """Nobody looks."""
 
 
 class Model(RuleBasedStateMachine):
@@ -165,13 +159,17 @@ TestModel = Model.TestCase
 
 
 def test_waiters() -> None:
-    """Whoever waits is named once a message is there, and waiting is a sign of life."""
+    """Each message names one of those who wait, the longest there first; waiting and being woken are signs of life."""
     board = Switchboard(Settings(group_expiry=5))
-    waiter = Waiter()
+    waiters = [Waiter() for _ in range(3)]
     board.join("g", "a", 0.0)
-    board.box("a", 0.0).waiters.append(waiter)
-    assert board.put("a", Parcel(b"", 99.0, False), 1.0) == (True, waiter)
-    assert board.fan_out("g", Parcel(b"", 99.0, False), 50.0, lambda box: None) == (1, 0, [waiter])
+    board.box("a", 0.0).waiters.extend(waiters)
+    parcel = Parcel(b"", 99.0, False)
+    assert board.put("a", parcel, 50.0) == (True, waiters[0])
+    assert board.fan_out("g", parcel, 60.0, lambda box: None) == (1, 0, [waiters[1]])
+    assert board.put_back("a", parcel, 60.0) is waiters[2]
+    assert board.fan_out("g", parcel, 64.0, lambda box: None) == (1, 0, [])
+    assert board.fan_out("g", parcel, 70.0, lambda box: None) == (0, 0, [])
 
 
 def test_posted_parcels_always_fit() -> None:
@@ -231,12 +229,12 @@ def test_sinks() -> None:
         if name != "absent!":
             waiters[name] = Waiter()
             box.waiters.append(waiters[name])
-    board.put("behind!", Parcel(b"", 9.0, False), 0.0)
+    assert board.put("behind!", Parcel(b"", 9.0, False), 0.0) == (True, waiters["behind!"])
     parcel = Parcel(b"", 9.0, False, {"type": "x"})
     count, taken, wake = board.fan_out("g", parcel, 1.0, lambda box: None)
     assert (count, taken) == (5, 1)
     assert asked == ["taking!", "declining!"]
-    assert set(wake) == {waiters[name] for name in ("declining!", "behind!", "plain!")}
+    assert set(wake) == {waiters[name] for name in ("declining!", "plain!")}
     assert {name: len(board.boxes[name].parcels) for name in names} == {
         "taking!": 0,
         "declining!": 1,

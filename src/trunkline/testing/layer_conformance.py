@@ -178,6 +178,11 @@ class LayerConformance(PresenceConformance):
         assert await self.get(a, two) == {"type": "x", "list": [1]}
         assert await self.get(b, far) == {"type": "x", "list": [1]}
         assert message == {"type": "x", "list": [1, 2]}
+        await a.group_send("own", {"type": "flat"})
+        for layer, channel in ((a, one), (a, two), (b, far)):
+            got = await self.get(layer, channel)
+            assert got == {"type": "flat"}
+            got["new"] = True
 
     @promise
     async def test_keyword_arguments(self) -> None:
