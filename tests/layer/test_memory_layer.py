@@ -28,7 +28,7 @@ async def test_where_a_remembered_message_came_from() -> None:
 
 
 async def test_a_node_has_few_attributes() -> None:
-    """CPython reads the attributes of an object quickest while there are fewer than 30; more would cost 4 % of a delivery."""
+    """CPython reads the attributes of an object quickest while there are fewer than 30: that is 4 % of a delivery."""
     async with InMemoryChannelLayer() as layer:
         (node,) = layer._nodes.values()
         assert len(vars(node)) < 30
