@@ -54,7 +54,7 @@ REPEATED = 2
 class Sent:
     """One command on its way: numbered, waiting for its answer, then kept for a while in case the server forgets it."""
 
-    __slots__ = ("age", "body", "done", "flags", "prev", "seq", "stamp", "topic")
+    __slots__ = ("age", "answered_at", "body", "done", "flags", "prev", "seq", "stamp", "topic")
 
     def __init__(self, topic: bytes | None, body: bytes) -> None:
         #: The chain it belongs to; None: numbered and repeated like the others, but in no chain and never replayed.
@@ -63,6 +63,8 @@ class Sent:
         self.flags = self.seq = self.prev = self.stamp = self.age = 0
         #: The server has answered it.
         self.done = False
+        #: When, by a local clock in seconds.
+        self.answered_at = 0.0
 
 
 _S = TypeVar("_S", bound=Sent)
@@ -90,7 +92,7 @@ class Sender(Generic[_S]):
         self._older: dict[bytes, tuple[int, int]] = {}
         self._rotated_ms = 0
         self._unanswered: deque[_S] = deque()
-        self._kept: deque[tuple[float, _S]] = deque()
+        self._kept: deque[_S] = deque()
         self._kept_bytes = 0
 
     def number(self, sent: _S, clock_ms: int) -> None:
@@ -127,7 +129,8 @@ class Sender(Generic[_S]):
         while waiting and waiting[0].done:
             waiting.popleft()
         if sent.topic is not None and self._window > 0:
-            self._kept.append((now, sent))
+            sent.answered_at = now
+            self._kept.append(sent)
             self._kept_bytes += _OVERHEAD + len(sent.body)
             self.prune(now)
 
@@ -149,8 +152,8 @@ class Sender(Generic[_S]):
     def prune(self, now: float) -> None:
         """Drop what has left the replay window. Call it while the server is known to be well."""
         kept = self._kept
-        while kept and (kept[0][0] < now - self._window or self._kept_bytes > self._window_bytes):
-            self._kept_bytes -= _OVERHEAD + len(kept.popleft()[1].body)
+        while kept and (kept[0].answered_at < now - self._window or self._kept_bytes > self._window_bytes):
+            self._kept_bytes -= _OVERHEAD + len(kept.popleft().body)
 
     @property
     def floor(self) -> int:
@@ -176,10 +179,9 @@ class Sender(Generic[_S]):
 
     def replay(self) -> list[_S]:
         """The same for a server that may have forgotten what it answered: the window comes back, in front."""
-        again = [sent for _, sent in self._kept]
+        again, self._kept = self._kept, deque()
         for sent in again:
             sent.done = False
-        self._kept.clear()
         self._kept_bytes = 0
         merged = {sent.seq: sent for sent in (*again, *self.unanswered())}
         self._unanswered = deque(merged[seq] for seq in sorted(merged))

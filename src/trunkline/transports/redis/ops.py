@@ -101,7 +101,7 @@ class Publish(Op):
     def commands(self) -> bytes | list[bytes]:
         outbox, topic = self.outbox, self.topic
         frame = outbox.sender.frame(self)
-        oldest = b"%d" % ((outbox.clock.now() - self.retention) * 1000)
+        oldest = b"%d" % (self.stamp - self.retention * 1000)
         append, push, look = _publish_words(topic or b"", outbox.dialect.publish, self.bindings)
         size = len(frame)
         upkeep = outbox.upkeep(topic or b"", size, self.retention)
@@ -228,32 +228,38 @@ class Post(Op):
 class Posts(Op):
     """What one turn of the loop posts to one node's inbox: one link of the chain, one push, one command."""
 
-    __slots__ = ("_posts",)
+    __slots__ = ("_posts", "_runs", "channel", "keys", "retention")
 
     #: Frames of one, and bytes of each, at most.
     MOST, MOST_BYTES = 128, 8 << 10
 
     def __init__(self, posts: list[Post]) -> None:
         first = posts[0]
-        body = b"".join([post.body for post in posts])
-        super().__init__(first.outbox, first.topic, body, 0.0, _Each(posts, first.outbox.loop))
+        super().__init__(first.outbox, first.topic, b"", 0.0, _Each(posts, first.outbox.loop))
         self.expires = first.expires
+        self.keys, self.channel, self.retention = first.keys, first.channel, first.retention
+        #: Until they are answered: what is kept for a replay are few objects, for the collector looks at each.
         self._posts = posts
+        self._hold(posts)
 
-    def commands(self) -> bytes | list[bytes]:
+    def _hold(self, posts: list[Post]) -> None:
+        self.body = b"".join([post.body for post in posts])
         runs: list[str | int] = []
         channel: str | None = None
         capacity: int | None = None
-        for post in self._posts:
+        for post in posts:
             if post.channel == channel and post.capacity == capacity:
                 runs[-1] += 1  # type: ignore[operator] # the count
             else:
                 channel, capacity = post.channel, post.capacity
                 runs += channel, -1 if capacity is None else capacity, 1
-        return _post(self, self._posts[0], tuple(runs))
+        self._runs = tuple(runs)
+
+    def commands(self) -> bytes | list[bytes]:
+        return _post(self, self, self._runs)
 
     def conclude(self, replies: list[Any]) -> Any:
-        posts = self._posts
+        posts, self._posts = self._posts, []
         if replies[0] == b"OK":
             return [True] * len(posts)
         if replies[0] == b"GONE":
@@ -262,11 +268,9 @@ class Posts(Op):
         if self.future.done():  # concluded before: what was refused is not in it any more
             return []
         refused = {int(place) - 1 for place in replies[0].split()[1:]}
-        self._posts = [post for place, post in enumerate(posts) if place not in refused]
-        if self._posts:
-            self.body = b"".join([post.body for post in self._posts])
+        if len(refused) < len(posts):
+            self._hold([post for place, post in enumerate(posts) if place not in refused])
         else:
-            self._posts = posts[:1]
             self.outbox.sender.give_up(self)
         return [post.full() if place in refused else True for place, post in enumerate(posts)]
 
@@ -301,14 +305,14 @@ class _Each(asyncio.Future[list[Any]]):
                 op.future.set_exception(exception)
 
 
-def _post(op: Op, first: Post, runs: tuple[str | int, ...]) -> bytes | list[bytes]:
+def _post(op: Op, first: Post | Posts, runs: tuple[str | int, ...]) -> bytes | list[bytes]:
     """The command that posts ``op``; ``runs``: channel, capacity and count of each run of frames for one channel."""
     outbox, sender = op.outbox, op.outbox.sender
     if op.flags & VOID:
         runs = (first.channel, 0, 1)  # it was refused or given up: only its place in the chain is filled
     head, tail = _post_words(outbox.dialect.sha(POST), first.keys, first.retention, runs)
     frame = sender.frame(op)
-    oldest = b"%d" % ((outbox.clock.now() - first.retention) * 1000)
+    oldest = b"%d" % (op.stamp - first.retention * 1000)
     cut = b"%d" % outbox.excess(first.keys[0], len(frame))
     rest = _POST % (
         HEADER_SIZE, sender.void(op), len(oldest), oldest, op.seq, sender.floor, len(cut), cut, tail,

@@ -81,6 +81,8 @@ class Outbox:
         self._redirect = redirect
         self.log_length = log_length
         self._connection: Line | None = None
+        self._told: asyncio.Future[Any] = self.loop.create_future()
+        self._told.set_result(None)
         self.flowing = False
         self._trial: Op | None = None
         #: The last trial was sent elsewhere, so the next ones may be too.
@@ -269,6 +271,7 @@ class Outbox:
     def _done(self, op: Op) -> None:
         if op.topic is not None:
             self._echo(op)
+            op.future = self._told  # it is kept for a while, its caller's need not be
         self.sender.answer(op, time.monotonic())
         if op is self._trial:
             self._trial = None
