@@ -93,6 +93,7 @@ class Node(Membership):
             TransportUnavailable: The transport could not connect.
         """
         await self._transport.open(self.name, self)
+        self._now = self._transport.now  # it may have found a shorter way to its clock
         try:
             try:
                 await self._transport.subscribe(names.ALL_NODES)

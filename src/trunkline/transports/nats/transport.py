@@ -151,6 +151,7 @@ class NatsTransport(Transport):
         )
         queues = Queues(link, storage=self._storage, replicas=self._replicas, expiry=self._expiry)
         self._link, self._queues = link, queues
+        self.now = link.now  # type: ignore[method-assign]  # asked for with every message
         self._history = History(link, self._storage, self._replicas)
         try:
             await link.open(self._connect_timeout)

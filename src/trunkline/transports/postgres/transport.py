@@ -172,6 +172,7 @@ class PostgresTransport(Transport):
             on_disconnect=self._on_disconnect,
             on_reconnect=self._on_reconnect,
         )
+        self.now = self._link.clock.now  # type: ignore[method-assign]  # asked for with every message
         try:
             await self._link.open(self._connect_timeout)
         except BaseException:

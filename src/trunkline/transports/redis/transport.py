@@ -162,6 +162,8 @@ class RedisTransport(Transport):
         }
         self._links = list(links.values())
         self._writes, self._reads = self._route(links)
+        if len(self._links) == 1:
+            self.now = self._links[0].clock.now  # type: ignore[method-assign]  # asked for with every message
         for link in self._links:
             link.start()
         try:
