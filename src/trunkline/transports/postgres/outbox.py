@@ -134,6 +134,8 @@ class Outbox:
         )
         self._echo = echo
         self._unavailable = unavailable
+        self._told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._told.set_result(None)
         self._waiting: deque[Op] = deque()
         self._waiting_bytes = 0
         #: Answered by a server that forgot it: to be done again, before anything new.
@@ -291,6 +293,8 @@ class Outbox:
             self.sender.answer(op, now)
             if not op.future.done():
                 op.future.set_result((code, given.get(place, ())))
+            if op.topic is not None:
+                op.future = self._told  # it is kept for a while, its caller's need not be
 
     def _try_again(self, batch: list[Op], codes: list[int]) -> set[asyncio.Future[Any]]:
         """Put back posts that found their channel full; returns whose callers go on waiting.
