@@ -81,7 +81,7 @@ def test_a_layer_in_use(patient: Patient, layer: EmbeddedChannelLayer) -> None:
         assert {finding["level"] for finding in found} == {"ok"}
         one(found, "ok", "closed to others")
         one(found, "ok", "are free on its disk")
-        one(found, "ok", r"^the file takes 0\.\d MB of max_size 1,024\.0 MB")
+        one(found, "ok", r"^the files take 0\.\d MB of max_size 1,024\.0 MB")
         one(found, "ok", "its integrity is checked")
         one(found, "ok", "^1 nodes are open; 1 messages wait in 1 queues")
         one(found, "ok", r"^a message takes \d+\.\d\d ms \(median of 50")
@@ -157,6 +157,24 @@ def test_a_damaged_file(patient: Patient) -> None:
     fix = one(patient.look(), "warning", "moved aside here")["fix"]
     subprocess.run(["sh", "-c", fix.partition(": ")[2]], check=True)
     assert {finding["level"] for finding in patient.look()} == {"ok"}
+
+
+def test_large_messages(patient: Patient) -> None:
+    """Those that wait are counted; without their file, and with an older log, it says what will happen, and does nothing."""
+    layer = EmbeddedChannelLayer(patient.root)
+    layer.sync.send("jobs", {"text": "x" * 500_000})
+    one(patient.look(), "ok", r"^1 large messages take 0\.5 MB")
+    layer.sync.receive("jobs", timeout=10)
+    assert not [finding for finding in patient.look() if "large messages" in finding["what"]]
+    layer.sync.close()
+    path = patient.folder / "layer.db"
+    (patient.folder / "layer.db-large").unlink()
+    assert "moves it aside" in one(patient.look(), "error", "layer.db-large.* was deleted")["fix"]
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 3")
+    connection.close()
+    assert "moves it aside" in one(patient.look(), "error", "by an older Trunkline")["fix"]
+    assert path.exists()
 
 
 def test_a_file_that_is_nearly_full(patient: Patient) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import subprocess
 import sys
@@ -12,6 +14,11 @@ from typing import Any
 
 from trunkline.errors import ChannelFull
 from trunkline.transports.embedded import EmbeddedTransport
+
+
+def filling(number: int) -> bytes:
+    """What the rest of a frame is made of."""
+    return b"%c" % (97 + number % 26)
 
 
 class Child:
@@ -59,13 +66,17 @@ class Stage:
         #: Numbers by sender, in the order they came.
         self.heard: dict[str, list[int]] = {}
         self.gaps: list[str] = []
+        #: Frames whose filling was another's, in part.
+        self.torn = 0
         #: The longest time between two arrivals, in seconds.
         self.pause = 0.0
         self.last = 0.0
         self.tasks: set[asyncio.Task[Any]] = set()
 
     def deliver(self, frame: bytes) -> None:
-        sender, number, *_ = frame.split(b":", 2)
+        sender, number, rest = frame.split(b":", 2)
+        if rest != filling(int(number)) * len(rest):
+            self.torn += 1
         self.heard.setdefault(sender.decode(), []).append(int(number))
         now = time.monotonic()
         if self.last:
@@ -83,7 +94,9 @@ class Stage:
         worst = 0.0
         for number in range(count):
             began = time.monotonic()
-            await self.transport.publish(topic, f"{sender}:{number}:".encode().ljust(size, b"."), 60)
+            await self.transport.publish(
+                topic, f"{sender}:{number}:".encode().ljust(size, filling(number)), 60
+            )
             worst = max(worst, time.monotonic() - began)
             if pause:
                 await asyncio.sleep(pause)
@@ -123,10 +136,41 @@ class Stage:
         return sum(map(len, self.heard.values()))
 
     async def report(self) -> dict[str, Any]:
-        return {"heard": self.heard, "gaps": self.gaps, "pause": self.pause}
+        return {"heard": self.heard, "gaps": self.gaps, "pause": self.pause, "torn": self.torn}
 
     async def reset_pause(self) -> None:
         self.pause = self.last = 0.0
+
+    async def flood(self, topic: str, queue: str, size: int) -> None:
+        """As ``saturate``, with large frames to both."""
+
+        async def write() -> None:
+            for number in itertools.count():
+                frame = f"{self.transport._node}:{number}:".encode().ljust(size, filling(number))
+                await self.transport.publish(topic, frame, 60)
+                with contextlib.suppress(ChannelFull):
+                    await self.transport.push(queue, frame, 20, 60)
+
+        self._start(write())
+
+    async def lease(self, queue: str) -> None:
+        """Take and settle, each under a lease of a second."""
+
+        async def read() -> None:
+            while True:
+                leased = await self.transport.lease(queue, 1.0, 60)
+                self.deliver(leased.frame)
+                await self.transport.settle(queue, leased.token)
+
+        self._start(read())
+
+    async def half(self, size: int) -> int:
+        """Write a large frame in a transaction that is left open; returns its length in the file."""
+        store = self.transport._store
+        assert store is not None
+        assert store.begin()
+        store.append("t", self.transport._node, None, None, time.time() + 60, b"half".ljust(size, b"!"))
+        return store.path.with_name("layer.db-large").stat().st_size
 
     async def block(self, seconds: float) -> None:
         time.sleep(seconds)  # the loop does nothing meanwhile

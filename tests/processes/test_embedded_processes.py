@@ -104,6 +104,56 @@ def test_killed_processes_lose_and_stall_nothing(folder: Path, start: Start) -> 
     assert look(folder, "PRAGMA integrity_check") == [("ok",)]
 
 
+def test_killed_processes_and_large_frames(folder: Path, start: Start) -> None:
+    """Processes that write, read and lease large frames as fast as they can are killed with -9: survivors hear every
+    frame of each sender once, in order and whole, and no place stays taken."""
+    survivors = [start("one"), start("two")]
+    for survivor in survivors:
+        survivor.ask("subscribe", "t")
+    for n in range(4):
+        writer, reader = start(f"writer{n}"), start(f"reader{n}")
+        reader.ask("subscribe", "t")
+        reader.ask("lease", "flood")
+        heard = survivors[0].ask("count")
+        writer.ask("flood", "t", "flood", 100_000 * (n + 1))
+        eventually(lambda heard=heard: survivors[0].ask("count") > heard + 20)
+        for victim in (writer, reader):
+            os.kill(victim.pid, signal.SIGKILL)
+    one, two = survivors
+    eventually(lambda: one.ask("report")["heard"] == two.ask("report")["heard"])
+    eventually(lambda: nodes(folder) == {"one", "two"})
+    one.ask("lease", "flood")
+    eventually(
+        lambda: look(folder, "SELECT count(*) FROM queue UNION SELECT count(*) FROM put_off") == [(0,)]
+    )
+    two_report, one_report = two.ask("report"), one.ask("report")
+    assert (one_report["torn"], one_report["gaps"]) == (two_report["torn"], two_report["gaps"]) == (0, [])
+    assert len(two_report["heard"]) == 4
+    for sender, numbers in two_report["heard"].items():
+        assert numbers == list(range(len(numbers))), sender
+    eventually(lambda: look(folder, "SELECT count(*) FROM large") == [(0,)])
+    assert look(folder, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_killed_while_writing_a_large_frame(folder: Path, start: Start) -> None:
+    """A process is killed between the large frame and its commit: nobody hears it, and its place is free."""
+    one, victim = start("one"), start("victim")
+    one.ask("subscribe", "t")
+    assert victim.ask("half", 1 << 20) > 1 << 20
+    assert look(folder, "SELECT count(*) FROM large") == [(0,)]
+    os.kill(victim.pid, signal.SIGKILL)
+    other = start("other")
+    other.ask("publish", "t", "whole", 3, 0, 1 << 20)
+    eventually(lambda: one.ask("count") == 3)
+    assert one.ask("report") | {"pause": 0} == {
+        "heard": {"whole": [0, 1, 2]},
+        "gaps": [],
+        "torn": 0,
+        "pause": 0,
+    }
+    assert min(look(folder, "SELECT place FROM large"))[0].startswith("0" * 10), "the place was free again"
+
+
 async def test_a_dead_node_is_known_at_once(folder: Path, start: Start) -> None:
     """The first post to a killed process says that it is gone, and nothing of it stays."""
     victim = start("victim")

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import random
+import resource
 import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,10 @@ from trunkline.errors import (
     TransportUnavailable,
 )
 from trunkline.transports.embedded import EmbeddedTransport
-from trunkline.transports.embedded.directory import default_root
+from trunkline.transports.embedded.directory import default_root, prepare
+from trunkline.transports.embedded.large import LARGE
+from trunkline.transports.embedded.opening import open_store
+from trunkline.transports.embedded.store import Store
 
 
 class Heard:
@@ -522,3 +527,276 @@ async def test_a_lock_held_for_long_is_told(
     other.close()
     await a.push("work", b"y", 10, 60)
     assert await asyncio.wait_for(a.pull("work"), 20) == b"y"
+
+
+# Large frames
+
+MIB = 1 << 20
+TAKEN = "SELECT count(*) FROM large"
+
+
+def body(mark: str, size: int = MIB) -> bytes:
+    return mark.encode().ljust(size, mark[-1:].encode())
+
+
+async def test_all_that_holds_a_frame_holds_a_large_one(folder: Path, node: Open) -> None:
+    """Topics, posts, queues, leases, delays, histories: each gives it back whole and frees its place."""
+    (a, _), (b, heard) = await node("a"), await node("b")
+    await b.subscribe("t")
+    await a.bind("t", "bound", 10, 60)
+    await a.publish("t", body("published"), 60)
+    assert await a.post("b", "c", body("posted"), 10, 60)
+    await eventually(lambda: heard.frames == [body("published"), body("posted")])
+    assert await b.pull("bound") == body("published")
+    await a.push_later("work", body("later"), 10, 60, 0.1)
+    leased = await b.lease("work", 60, 60)
+    assert (leased.frame, leased.tries) == (body("later"), 1)
+    [(kept,)] = look(folder, "SELECT body FROM put_off")
+    assert await b.hold("work", leased.token, 0)
+    again = await b.lease("work", 60, 60)
+    assert (again.frame, again.tries) == (body("later"), 2)
+    assert look(folder, "SELECT body FROM put_off") == [(kept,)], "it was written again"
+    assert await b.settle("work", again.token)
+    for number in range(4):
+        await a.remember("h", body(f"r{number}"), "", 2, 60)
+    assert await b.recall("h", None, 10) == [(3, body("r2")), (4, body("r3"))]
+    assert await b.recall("h", 4, 10) == [(4, body("r3"))]
+    await eventually(lambda: look(folder, TAKEN) == [(2,)])
+    await a.flush()
+    assert look(folder, TAKEN) == [(0,)]
+
+
+async def test_only_large_frames_go_there(folder: Path, node: Open) -> None:
+    a, _ = await node("a")
+    await a.push("work", bytes(LARGE - 1), 10, 60)
+    assert look(folder, TAKEN) == [(0,)]
+    await a.push("work", bytes(LARGE), 10, 60)
+    assert look(folder, TAKEN) == [(1,)]
+    assert [len(await a.pull("work")) for _ in range(2)] == [LARGE - 1, LARGE]
+    assert (folder / "asgi/layer.db-large").stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_file_shrinks(folder: Path, node: Open) -> None:
+    """After a flood the disk is given back; under a steady load the same places are used again."""
+    (a, _), (b, heard) = await node("a"), await node("b")
+    path = folder / "asgi/layer.db-large"
+    for number in range(40):
+        await a.push("work", body(str(number)), 100, 60)
+    assert path.stat().st_size > 40 * MIB
+    for number in range(40):
+        assert await b.pull("work") == body(str(number))
+    await eventually(lambda: path.stat().st_size <= 16 * MIB, 20)
+    await b.subscribe("t")
+    for number in range(60):
+        await a.publish("t", body(str(number)), 60)
+        await eventually(lambda number=number: len(heard.frames) > number)
+    assert heard.frames == [body(str(number)) for number in range(60)]
+    assert path.stat().st_size < 30 * MIB
+
+
+async def test_max_size_counts_them(folder: Path, node: Open) -> None:
+    """What does not fit is refused, alone; nothing else is lost, and room made is room used."""
+    a, _ = await node("a", max_size=8 * MIB)
+    results = await asyncio.gather(
+        *(a.push("work", body(f"{n}"), 100, 60) for n in range(12)), return_exceptions=True
+    )
+    refused = [result for result in results if result is not None]
+    assert all(isinstance(result, ChannelFull) and "max_size" in str(result) for result in refused)
+    assert len(refused) == 5
+    assert (folder / "asgi/layer.db-large").stat().st_size <= 8 * MIB
+    await a.push("work", b"small", 100, 60)
+    assert [await a.pull("work") for _ in range(8)] == [*(body(f"{n}") for n in range(7)), b"small"]
+    await a.push("work", body("new"), 100, 60)
+    assert await a.pull("work") == body("new")
+
+
+@pytest.fixture
+def little_disk() -> Iterator[None]:
+    """No file may grow beyond 3 MB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * MIB, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_full_disk(folder: Path, node: Open, little_disk: None) -> None:
+    """What cannot be written was not sent: nobody gets a part of it, and small messages go on."""
+    (a, _), (b, heard) = await node("a"), await node("b")
+    await b.subscribe("t")
+    await a.push("work", body("0"), 10, 60)
+    await a.push("work", body("1"), 10, 60)
+    for size in (MIB, 2 * MIB):
+        with pytest.raises(ChannelFull, match="or the disk"):
+            await a.push("work", bytes(size), 10, 60)
+        with pytest.raises(TransportUnavailable, match="or the disk"):
+            await a.publish("t", bytes(size), 60)
+    await a.publish("t", b"small", 60)
+    await eventually(lambda: heard.frames)
+    assert heard.frames == [b"small"]
+    assert [await b.pull("work") for _ in range(2)] == [body("0"), body("1")]
+    await a.publish("t", body("room"), 60)
+    await eventually(lambda: heard.frames == [b"small", body("room")])
+
+
+async def test_a_deleted_file_is_told(folder: Path, node: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """Without it the log is not whole: all nodes join a fresh one, with a gap, whoever notices first."""
+    (a, a_heard), (b, b_heard) = await node("a"), await node("b")
+    await b.subscribe("t")
+    (folder / "asgi/layer.db-large").unlink()
+    await eventually(lambda: a_heard.gaps and b_heard.gaps)
+    await a.publish("t", body("fresh"), 60)
+    await eventually(lambda: b_heard.frames == [body("fresh")])
+    (folder / "asgi/layer.db-large").unlink()
+    await node("c")
+    assert "layer.db-large, which holds its large messages, was deleted" in caplog.text
+    await eventually(lambda: len(a_heard.gaps) == len(b_heard.gaps) == 2)
+    assert len(list((folder / "asgi").glob("layer.db.aside-*[0-9]"))) == 2
+
+
+async def test_a_file_cut_short_is_told(folder: Path, node: Open) -> None:
+    """Bodies that are gone are skipped and told, once; what is not touched arrives, and no channel stays full."""
+    (a, _), (b, heard) = await node("a"), await node("b")
+    await b.subscribe("t")
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(b._peers._own.fileno())
+    timer = b._timers.pop("_tick")
+    timer.cancel()
+    await a.push("work", body("job"), 10, 60)
+    await a.push("work", b"small job", 10, 60)
+    await a.publish("t", b"before", 60)
+    await a.publish("t", body("published"), 60)
+    assert await a.post("b", "c", body("posted"), 1, 60)
+    await a.publish("t", b"after", 60)
+    os.truncate(folder / "asgi/layer.db-large", 100)
+    loop.add_reader(b._peers._own.fileno(), b._peers._readable)
+    b._tick()
+    assert await b.pull("work") == b"small job"
+    await eventually(lambda: heard.gaps)
+    assert heard.frames == [b"before", b"after"]
+    await eventually(lambda: look(folder, TAKEN) == [(0,)])
+    assert await a.post("b", "c", body("again"), 1, 60)
+    await eventually(lambda: heard.frames[2:] == [body("again")])
+    assert all("cut short" in reason for reason in heard.gaps)
+
+
+# The log's side of it
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    opened: list[Store] = []
+
+    def make() -> Store:
+        opened.append(open_store(prepare(tmp_path / "layer", "asgi"), 1 << 30))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.rollback()
+        store.close()
+
+
+def put(store: Store, mark: str, size: int = LARGE) -> str:
+    """Add a frame to the log; returns its place."""
+    frame = store.append("t", "a", None, None, time.time() + 60, body(mark, size))
+    assert isinstance(frame.body, str)
+    return frame.body
+
+
+def test_a_late_reader_gets_no_other_frame(stores: Callable[[], Store]) -> None:
+    """Its row was deleted and the place written over after it had read the row: then there is nothing for it."""
+    writer, reader = stores(), stores()
+    assert writer.begin()
+    writer.register("a")
+    writer.register("b")
+    writer.subscribe("t", "b")
+    writer.commit()
+    assert writer.begin()
+    place = put(writer, "old")
+    writer.commit()
+    [row] = reader.unread("b", 0, 10)
+    assert reader.load(row.id, row.body) == body("old", LARGE)
+    assert writer.begin()
+    writer.drop_older_half()
+    writer.commit()
+    assert reader.load(row.id, row.body) is None, "the bytes are still there, the frame is not"
+    assert writer.begin()
+    assert put(writer, "new")[:18] == place[:18], "the same place"
+    writer.commit()
+    assert reader.load(row.id, row.body) is None
+    assert not reader.robbed, "it expired: that is told in another way"
+
+
+def test_a_place_is_free_after_the_commit(stores: Callable[[], Store]) -> None:
+    """What a transaction gives up, it may have back: nothing is written over before the commit."""
+    store = stores()
+    assert store.begin()
+    place = put(store, "kept")
+    store.commit()
+    assert store.begin()
+    store.drop_older_half()
+    assert put(store, "other")[:10] != place[:10]
+    store.clean()
+    store.rollback()
+    [(id, there)] = store._do("SELECT id, body FROM frame")
+    assert there == place
+    assert store.load(id, place) == body("kept", LARGE)
+    assert store.begin()
+    store.drop_older_half()
+    store.commit()
+    assert store.begin()
+    assert put(store, "other")[:10] == place[:10]
+    store.commit()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_two_frames_share_a_place(stores: Callable[[], Store], seed: int) -> None:
+    """Random pushes, takes, leases, their ends, rollbacks, by two processes: every frame comes back as it was pushed."""
+    chance = random.Random(seed)
+    pair = [stores(), stores()]
+    waiting: dict[int, bytes] = {}
+    leased: dict[int, bytes] = {}
+    for step in range(400):
+        store = chance.choice(pair)
+        queue, held = dict(waiting), dict(leased)
+        assert store.begin()
+        for number in range(step * 10, step * 10 + chance.randrange(1, 4)):
+            what = chance.choice(["push", "push", "take", "lease", "settle", "back"])
+            if what == "push" and len(queue) < 40:
+                frame = b"%d." % number * chance.randrange(LARGE // 8, LARGE)
+                store.enqueue("q", time.time() + 60, frame)
+                queue[number] = frame
+            elif what in ("take", "lease") and queue:
+                [found] = store.dequeue("q", 1)
+                oldest = int(found.frame.partition(b".")[0])
+                assert found.frame == queue.pop(oldest)
+                if what == "lease":
+                    token = store.put_off("q", time.time() + 60, 60, found.body, 1)
+                    held[token] = found.frame
+            elif what == "settle" and held:
+                token = chance.choice(sorted(held))
+                assert store.settle("q", token)
+                del held[token]
+            elif what == "back" and held:
+                token = chance.choice(sorted(held))
+                assert store.hold("q", token, time.time()) is not None
+                store.bring("q")
+                frame = held.pop(token)
+                queue[int(frame.partition(b".")[0])] = frame
+        if chance.random() < 0.2:
+            store.rollback()
+        else:
+            store.commit()
+            waiting, leased = queue, held
+        if step % 50 == 0 and store.begin():
+            store.clean()
+            store.commit()
+    assert store.begin()
+    frames = [found.frame for found in store.dequeue("q", 1000)]
+    assert sorted(frames) == sorted(waiting.values())
+    for token, frame in leased.items():
+        [(there,)] = store._do("SELECT body FROM put_off WHERE token = ?", (token,))
+        assert store._fetch(there) == frame
+        store.settle("q", token)
+    assert store._do(TAKEN).fetchone() == (0,)
+    assert not any(each.robbed for each in pair)

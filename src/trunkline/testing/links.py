@@ -68,11 +68,12 @@ class LinkedEmbedded(EmbeddedTransport):
         self._link = link
         self._road: Road | None = None
 
-    def _arrived(self, *datagram: Any) -> None:
+    def _arrived(self, *datagram: Any) -> int:
         if self._road is None:
             self._road = Road(self._link)
         if not self._link.down:
             self._road.carry(super()._arrived, *datagram)
+        return 0  # it is on its way
 
 
 def detoured(link: Link, transport: Any) -> Transport:

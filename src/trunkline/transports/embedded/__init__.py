@@ -6,6 +6,7 @@ special: any of them may be killed at any moment. The rooms:
 - ``directory``  where the files are, and who may touch them
 - ``opening``    the log: made, or moved aside when it is not ours
 - ``store``      the log: every SQL statement, one method each
+- ``large``      the bodies of large frames, in a file beside the log
 - ``writer``     writes of one loop tick, one transaction
 - ``peers``      the datagram sockets: push, and who is alive
 - ``inbox``      what this node has read: at most once each, in each sender's order

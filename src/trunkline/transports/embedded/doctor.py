@@ -22,7 +22,10 @@ from ...errors import TrunklineError
 from ...names import new_node
 from ...transport import Arrivals, Finding
 from .directory import _check, socket_address
+from .large import length
 from .node import EmbeddedNode
+from .opening import VERSION
+from .store import beside
 
 __all__ = ["examine"]
 
@@ -131,22 +134,27 @@ def _mega(size: int) -> str:
 
 
 def _check_file(path: Path, max_size: int) -> list[Finding]:
-    size = sum(end.stat().st_size for end in (path, path.with_name("layer.db-wal")) if end.exists())
+    files = (path, path.with_name("layer.db-wal"), beside(path))
+    size = sum(each.stat().st_size for each in files if each.exists())
     found = []
     if size > 0.8 * max_size:
-        what = f"the file takes {_mega(size)} of max_size {_mega(max_size)}: readers do not keep up"
+        what = f"the files take {_mega(size)} of max_size {_mega(max_size)}: readers do not keep up"
         found.append(
             Finding("warning", what, "find who stopped reading (the nodes below), or raise max_size")
         )
     else:
-        found.append(Finding("ok", f"the file takes {_mega(size)} of max_size {_mega(max_size)}"))
+        found.append(Finding("ok", f"the files take {_mega(size)} of max_size {_mega(max_size)}"))
     try:
         with _reading(path) as connection:
             verdict = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
             if verdict != ["ok"]:
                 return [*found, _corrupt(path, "; ".join(verdict))]
             found.append(Finding("ok", "its integrity is checked"))
-            return [*found, *_nodes(connection, path.parent / "nodes")]
+            if (version := connection.execute("PRAGMA user_version").fetchone()[0]) < VERSION:
+                return [*found, _aside(f"{path} was written by an older Trunkline (schema {version})")]
+            if not beside(path).exists():
+                return [*found, _aside(f"{beside(path)}, which holds its large messages, was deleted")]
+            return [*found, *_large(connection), *_nodes(connection, path.parent / "nodes")]
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return [*found, _corrupt(path, str(error))]
@@ -160,6 +168,15 @@ def _corrupt(path: Path, verdict: str) -> Finding:
     what = f"{path} is damaged: {verdict.splitlines()[0]}"
     fix = "the next process that opens it moves it aside and makes a fresh one; look for the cause: disk, a copy of it"
     return Finding("error", what, fix)
+
+
+def _aside(what: str) -> Finding:
+    return Finding("error", what, "the next process that opens it moves it aside and makes a fresh one")
+
+
+def _large(connection: sqlite3.Connection) -> list[Finding]:
+    sizes = [length(row[0]) for row in connection.execute("SELECT place FROM large")]
+    return [Finding("ok", f"{len(sizes)} large messages take {_mega(sum(sizes))}")] if sizes else []
 
 
 @contextlib.contextmanager

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 from .depths import Depths
+from .large import Body, length
 from .store import Frame, Store
 
 __all__ = ["Inbox"]
 
 #: Rows, and bytes, read from the log before other callbacks have their turn.
 _ROWS = 256
-_BYTES = 8 << 20
+_BYTES = 2 << 20
 
 
 class Inbox:
@@ -27,8 +28,8 @@ class Inbox:
         self._deliver = deliver
         self._depths = depths
         self.watermark = 0
-        #: Bytes delivered since the watermark was last told to others, who keep them until then.
-        self.untold = 0
+        #: Bytes delivered since the node was opened.
+        self.delivered = 0
         self._marks: dict[str, int] = {}
         #: Topic -> id up to which frames were published before the subscription.
         self.topics: dict[str, int] = {}
@@ -39,17 +40,22 @@ class Inbox:
         self._marks.clear()
         self.topics.clear()
 
-    def push(self, sender: str, previous: int, last: int, frames: list[list[Any]] | None) -> bool:
-        """Take the frames of one datagram; False when the log must be read first."""
+    def push(
+        self, store: Store, sender: str, previous: int, last: int, frames: list[list[Any]] | None
+    ) -> bool:
+        """Take the frames of one datagram; False when the log must be read."""
         mark = max(self.watermark, self._marks.get(sender, 0))
         if last <= mark:
             return True
         if frames is None or previous > mark:
             return False
+        if sum(length(frame[4]) for frame in frames if type(frame[4]) is str) > _BYTES:
+            return False
         self._marks[sender] = last
         for id, topic, channel, capacity, body in frames:
-            if id > mark:
-                self._take(id, topic, channel, capacity, body)
+            if id > mark and not self._take(store, id, topic, channel, capacity, body):
+                self._marks[sender] = id - 1
+                return False
         return True
 
     def read(self, store: Store) -> bool:
@@ -63,22 +69,29 @@ class Inbox:
                 complete = False
                 break
             rows.append(frame)
-            size += len(frame.body)
+            size += length(frame.body)
         for frame in rows:
             self.watermark = frame.id
             if frame.id > self._marks.get(frame.sender, 0):
-                self._take(frame.id, frame.topic, frame.channel, frame.capacity, frame.body)
+                self._take(store, frame.id, frame.topic, frame.channel, frame.capacity, frame.body)
         if complete:
             self.watermark = max(self.watermark, last)
             self._marks.clear()  # all of them are at or below the watermark now
         return complete
 
-    def _take(self, id: int, topic: str, channel: str | None, capacity: int | None, body: bytes) -> None:
+    def _take(
+        self, store: Store, id: int, topic: str, channel: str | None, capacity: int | None, body: Body
+    ) -> bool:
+        """Deliver a frame to whom it concerns; False when its body is gone."""
         if id > self.topics.get(topic, id):
-            self.untold += len(body) + 100
+            frame = store.load(id, body)
+            if frame is None:
+                return False
+            self.delivered += len(frame) + 100
             if channel is not None:
                 self._depths.hold(channel, capacity)
-            self._deliver(body)
+            self._deliver(frame)
+        return True
 
     def unread_posts(self, store: Store, inbox: str) -> dict[str, int]:
         """How many posted frames of each channel wait in the log."""

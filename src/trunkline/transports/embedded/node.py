@@ -81,7 +81,7 @@ class EmbeddedNode(Transport):
         self._pulls = Pulls(self._loop, node, self._writer, self._wake)
         self._beats = 0
         self._alive = time.monotonic()
-        self._told = 0
+        self._told = self._told_bytes = 0
         _open.add(self)
         until = self._loop.time() + _PATIENCE
         try:
@@ -227,13 +227,16 @@ class EmbeddedNode(Transport):
         last: int,
         frames: list[list[Any]] | None,
         queues: list[str],
-    ) -> None:
+    ) -> int:
         if self._store is None or epoch != self._store.epoch:
-            return
-        if not self._inbox.push(sender, previous, last, frames) or self._inbox.untold > _UNTOLD:
+            return 0
+        before = self._inbox.delivered
+        known = self._inbox.push(self._store, sender, previous, last, frames)
+        if not known or self._inbox.delivered - self._told_bytes > _UNTOLD:
             self._read()
         for queue in queues:
             self._pulls.woken(queue)
+        return self._inbox.delivered - before
 
     def _read(self) -> None:
         """Bring this node up to date with the log, a part at a time."""
@@ -253,7 +256,7 @@ class EmbeddedNode(Transport):
         if missed > before:
             self._arrivals.gap(None, "frames expired before this process read them")
             self._writer.submit(self._recount)
-        if self._inbox.untold > _UNTOLD:
+        if self._inbox.delivered - self._told_bytes > _UNTOLD:
             self._tell_watermark()
         if not complete:
             self._after(0, self._read)
@@ -267,7 +270,7 @@ class EmbeddedNode(Transport):
 
     def _tell_watermark(self) -> None:
         watermark = self._told = self._inbox.watermark
-        self._inbox.untold = 0
+        self._told_bytes = self._inbox.delivered
 
         def work(store: Store) -> After:
             store.set_watermark(self._node, watermark)
@@ -324,8 +327,12 @@ class EmbeddedNode(Transport):
         if store.changed():
             self._read()
         self._alive = time.monotonic()
-        if self._store is not store:
+        if self._store is not store or self._arrivals is None:
             return
+        if store.robbed:
+            store.robbed = False
+            self._arrivals.gap(None, f"large messages in {store.path.parent} were deleted or cut short")
+            self._writer.submit(self._recount)
         self._pulls.refresh(store)
         if self._inbox.watermark != self._told:
             self._tell_watermark()

@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import ConfigurationError, TransportUnavailable
-from .store import Identity, Store, close_inherited, identity, is_busy, is_corrupt
+from .store import PAGE, Identity, Store, beside, close_inherited, identity, is_busy, is_corrupt
 
-__all__ = ["Busy", "open_store"]
+__all__ = ["VERSION", "Busy", "open_store"]
 
 _log = logging.getLogger("trunkline.embedded")
 
 _SCHEMA = Path(__file__).with_name("schema.sql")
-_VERSION = 3
+#: Of the schema.
+VERSION = 4
 _APPLICATION = 0x54524E4B  # "TRNK"
-_PAGE = 4096
 
 
 class Busy(Exception):
@@ -93,7 +93,7 @@ def _connect(path: Path, max_size: int) -> sqlite3.Connection | str:
         connection.execute("PRAGMA synchronous = OFF")  # a power cut may lose the messages of that moment
         connection.execute("PRAGMA secure_delete = OFF")
         connection.execute("PRAGMA wal_autocheckpoint = 0")  # the store sees to it
-        connection.execute(f"PRAGMA max_page_count = {max(64, max_size // _PAGE)}")
+        connection.execute(f"PRAGMA max_page_count = {max(64, max_size // PAGE)}")
         connection.execute(f"PRAGMA journal_size_limit = {16 << 20}")
         kept = True
         return connection
@@ -113,28 +113,37 @@ def _adopt(connection: sqlite3.Connection, path: Path) -> str | None:
 
     application, version = pragma("application_id"), pragma("user_version")
     if application == 0 and version == 0 and not pragma("schema_version"):
-        connection.execute(f"PRAGMA page_size = {_PAGE}")
+        connection.execute(f"PRAGMA page_size = {PAGE}")
         connection.execute("PRAGMA journal_mode = WAL")
+        _make(beside(path))
         connection.executescript(
             f"BEGIN IMMEDIATE; {_SCHEMA.read_text('utf-8')} PRAGMA application_id = {_APPLICATION};"
-            f" PRAGMA user_version = {_VERSION}; COMMIT;"
+            f" PRAGMA user_version = {VERSION}; COMMIT;"
         )
         return None
     if application != _APPLICATION:
         return "another program wrote it"
-    if version > _VERSION:
+    if version > VERSION:
         raise ConfigurationError(
-            f"{path} was written by a newer Trunkline (schema {version}, this one knows {_VERSION}): run one version "
+            f"{path} was written by a newer Trunkline (schema {version}, this one knows {VERSION}): run one version "
             "in all processes, or give this one a folder of its own"
         )
-    if version < _VERSION:
+    if version < VERSION:
         return f"an older Trunkline wrote it (schema {version})"
+    if not beside(path).exists():
+        return f"{beside(path).name}, which holds its large messages, was deleted"
     return None
+
+
+def _make(path: Path) -> None:
+    """Make an empty file; one that is there belongs to a log that is gone, which others may not have noticed."""
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
 
 def _move_aside(path: Path, reason: str) -> None:
     aside = path.with_name(f"{path.name}.aside-{time.time_ns()}")
-    for end in ("", "-wal", "-shm"):
+    for end in ("", "-wal", "-shm", "-large"):
         with contextlib.suppress(FileNotFoundError):
             os.replace(f"{path}{end}", f"{aside}{end}")
     _log.warning("%s was moved aside to %s and a fresh one made: %s", path, aside, reason)

@@ -35,15 +35,16 @@ _log = logging.getLogger("trunkline.embedded")
 _LARGEST_PUSH = 32 << 10
 #: What the kernel may hold of one sender; it doubles what it is told. No datagram is larger.
 _SEND_BUFFER = 104 << 10
-#: Datagrams read before other callbacks have their turn.
+#: Datagrams, and bytes of their frames, read before other callbacks have their turn.
 _AT_ONCE = 32
+_BYTES_AT_ONCE = 2 << 20
 #: Seconds until a node is tried again on systems that cannot tell when its socket has room.
 _LATER = 0.02
 #: Names of dead nodes to remember, for calls on their way.
 _GRAVES = 1024
 
-#: What a datagram says: epoch, sender, previous, last, frames, queues.
-Arrived = Callable[[int, str, int, int, "list[list[Any]] | None", "list[str]"], None]
+#: What a datagram says: epoch, sender, previous, last, frames, queues. Returns how many bytes were delivered.
+Arrived = Callable[[int, str, int, int, "list[list[Any]] | None", "list[str]"], int]
 
 
 class _Peer:
@@ -274,14 +275,15 @@ class Peers:
     # Receiving
 
     def _readable(self) -> None:
+        delivered = 0
         for _ in range(_AT_ONCE):
-            if self._own is None:
+            if self._own is None or delivered > _BYTES_AT_ONCE:
                 return
             try:
                 size = self._own.recv_into(self._buffer)
             except (BlockingIOError, InterruptedError):
                 return
-            self._arrived(*ormsgpack.unpackb(self._buffer[:size]))
+            delivered += self._arrived(*ormsgpack.unpackb(self._buffer[:size]))
 
 
 def _datagram_socket() -> socket.socket:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ...errors import LayerClosed
-from .store import Store
+from .store import Queued, Store
 from .writer import After, Writer, nothing
 
 __all__ = ["Pulls"]
@@ -197,9 +197,9 @@ class Pulls:
         self._writer.submit(work)
 
 
-def _take(store: Store, queue: str, row: tuple[int, float, bytes, int], terms: Terms | None) -> Taken:
+def _take(store: Store, queue: str, found: Queued, terms: Terms | None) -> Taken:
     token = None
     if terms is not None:
         seconds, ttl = terms
-        token = store.put_off(queue, time.time() + seconds, ttl, row[2], row[3] + 1)
-    return Taken(*row, token, terms)
+        token = store.put_off(queue, time.time() + seconds, ttl, found.body, found.tries + 1)
+    return Taken(found.row, found.expires, found.frame, found.tries, token, terms)

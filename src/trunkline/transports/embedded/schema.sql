@@ -78,6 +78,22 @@ CREATE TRIGGER tag_went AFTER DELETE ON tagged WHEN old.tag <> '' BEGIN
     DELETE FROM tags WHERE topic = old.topic AND n <= 0;
 END;
 
+-- The places of the bodies in the file beside this one. In the tables above, `body` is then the place, as text.
+CREATE TABLE large (place TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TRIGGER large_frame_went AFTER DELETE ON frame WHEN typeof(old.body) = 'text' BEGIN
+    DELETE FROM large WHERE place = old.body;
+END;
+CREATE TRIGGER large_queue_went AFTER DELETE ON queue WHEN typeof(old.body) = 'text' BEGIN
+    DELETE FROM large WHERE place = old.body;
+END;
+CREATE TRIGGER large_put_off_went AFTER DELETE ON put_off WHEN typeof(old.body) = 'text' BEGIN
+    DELETE FROM large WHERE place = old.body;
+END;
+CREATE TRIGGER large_history_went AFTER DELETE ON history WHEN typeof(old.body) = 'text' BEGIN
+    DELETE FROM large WHERE place = old.body;
+END;
+CREATE TRIGGER large_went AFTER DELETE ON large BEGIN SELECT let_go(old.place); END;
+
 -- `epoch`: a random number that tells this file from one that replaced it.
 -- `front`: the last id that put a frame before all others of its queue.
 CREATE TABLE meta (epoch INTEGER NOT NULL, checkpoints INTEGER NOT NULL, front INTEGER NOT NULL);

@@ -18,10 +18,26 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Frame", "Identity", "Store", "close_inherited", "identity", "is_busy", "is_corrupt", "is_full"]
+from .large import LARGE, Body, Large, end_of
+
+__all__ = [
+    "PAGE",
+    "Frame",
+    "Identity",
+    "Queued",
+    "Store",
+    "beside",
+    "close_inherited",
+    "identity",
+    "is_busy",
+    "is_corrupt",
+    "is_full",
+]
 
 _log = logging.getLogger("trunkline.embedded")
 
+#: Bytes of a page of the file.
+PAGE = 4096
 #: Seconds that an expired frame stays for a node that is only late.
 _GRACE = 5.0
 #: Seconds that what a topic remembers stays when nothing new comes.
@@ -51,7 +67,7 @@ class Frame(NamedTuple):
     #: The channel whose depth it counts for; None: it is not counted.
     channel: str | None
     capacity: int | None
-    body: bytes
+    body: Body
 
 
 def _code(error: BaseException) -> int:
@@ -70,6 +86,17 @@ def is_corrupt(error: BaseException) -> bool:
     return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
+class Queued(NamedTuple):
+    """A frame that was taken from a queue."""
+
+    row: int
+    expires: float
+    frame: bytes
+    tries: int
+    #: What its row held.
+    body: Body
+
+
 class Store:
     """One node's connection to the log."""
 
@@ -85,6 +112,12 @@ class Store:
         self._commits = self._bytes = 0
         self._process = os.getpid()
         self._seen_version = -1
+        self._large = Large(beside(path))
+        #: Places that this transaction has given up: until it is committed they are not free.
+        self._gone: set[str] = set()
+        connection.create_function("let_go", 1, self._gone.add)
+        #: A body was not where its row said: somebody has deleted it, or a power cut has.
+        self.robbed = False
         self._debt = self._debt_bytes = 0
 
     def _one(self, sql: str, *values: Any) -> Any:
@@ -110,6 +143,7 @@ class Store:
 
     def commit(self) -> None:
         self._do("COMMIT")
+        self._gone.clear()
         self._commits += 1
         if self._commits >= _CHECKPOINT or self._bytes >= _CHECKPOINT_BYTES:
             self._checkpoint()
@@ -129,6 +163,7 @@ class Store:
         try:
             if self.begin():
                 self._do("UPDATE meta SET checkpoints = checkpoints + 1")
+                self._share_room()
                 self._do("COMMIT")
                 self._do("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as error:
@@ -142,9 +177,10 @@ class Store:
         if self._connection.in_transaction:  # some errors have rolled back already
             with contextlib.suppress(sqlite3.Error):
                 self._do("ROLLBACK")
+        self._gone.clear()
 
     def close(self) -> None:
-        self._close_lock()
+        self._close_descriptors()
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
 
@@ -153,17 +189,18 @@ class Store:
         if os.getpid() == self._process:
             self.close()
         else:
-            self._close_lock()
+            self._close_descriptors()
             _inherited.append(self._connection)
 
-    def _close_lock(self) -> None:
+    def _close_descriptors(self) -> None:
+        self._large.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
     def moved(self) -> bool:
-        """Whether the path no longer leads to the open file."""
-        return identity(self.path) != self.identity
+        """Whether the path no longer leads to the open file, or the one beside it is gone."""
+        return identity(self.path) != self.identity or self._large.moved()
 
     def changed(self) -> bool:
         """Whether another connection has committed since the last call."""
@@ -171,6 +208,57 @@ class Store:
         changed: bool = version != self._seen_version
         self._seen_version = version
         return changed
+
+    # Bodies
+
+    def _keep(self, body: Body) -> Body:
+        """A body as its row is to hold it; a large one has its place from here on, one with a place stays there."""
+        if isinstance(body, bytes):
+            if len(body) < LARGE:
+                self._bytes += len(body)
+                return body
+            frame, body = body, self._find_place(len(body))
+            self._large.write(body, frame)
+        else:
+            self._gone.discard(body)
+        self._do("INSERT INTO large VALUES (?)", (body,))
+        return body
+
+    def _find_place(self, size: int) -> str:
+        pages = self._one("PRAGMA page_count") - self._one("PRAGMA freelist_count")
+        last, limit = self._last_place(), self.max_size - pages * PAGE
+        if self._gone:
+            return self._large.find(size, None, max(last, *self._gone), limit)
+        taken = (row[0] for row in self._do("SELECT place FROM large ORDER BY place"))
+        return self._large.find(size, taken, last, limit)
+
+    def _share_room(self) -> None:
+        """Leave to the file what the large bodies leave of ``max_size``: done now and then, for it is no exact bound."""
+        room = self.max_size - end_of(self._last_place())
+        self._do(f"PRAGMA max_page_count = {max(64, room // PAGE)}")
+
+    def _last_place(self) -> str:
+        last: str = self._one("SELECT max(place) FROM large") or ""
+        return last
+
+    def _has_frame(self, id: int) -> bool:
+        return self._one("SELECT 1 FROM frame WHERE id = ?", id) is not None
+
+    def load(self, id: int, body: Body) -> bytes | None:
+        """The frame that a row of the log holds; None when the row was deleted meanwhile, or its body is lost."""
+        if isinstance(body, bytes):
+            return body
+        frame = self._large.read(body)
+        if not self._has_frame(id):  # so another body may be at its place
+            return None
+        self.robbed = self.robbed or frame is None
+        return frame
+
+    def _fetch(self, body: Body) -> bytes | None:
+        """The frame that a row holds, in a transaction; None when its body is lost."""
+        frame = body if isinstance(body, bytes) else self._large.read(body)
+        self.robbed = self.robbed or frame is None
+        return frame
 
     # Nodes
 
@@ -224,22 +312,23 @@ class Store:
         return [row[0] for row in self._do("SELECT node FROM subscription WHERE topic = ?", (topic,))]
 
     def append(
-        self, topic: str, sender: str, channel: str | None, capacity: int | None, expires: float, body: bytes
-    ) -> int:
+        self, topic: str, sender: str, channel: str | None, capacity: int | None, expires: float, frame: bytes
+    ) -> Frame:
         """Add a frame to the log and purge about as much as was added."""
+        body = self._keep(frame)
         row = (topic, sender, channel, capacity, expires, body)
         done = self._do(
             "INSERT INTO frame (topic, sender, channel, capacity, expires, body) VALUES (?, ?, ?, ?, ?, ?)",
             row,
         )
-        self._bytes += len(body)
         self._debt += 1
-        self._debt_bytes += len(body)
-        if self._debt >= 32 or self._debt_bytes > 1 << 20:
+        self._debt_bytes += len(frame)
+        if self._debt_bytes >= 1 << 20:
+            self._purge_settled(2 * self._debt)
+        if self._debt >= 32 or self._debt_bytes >= 1 << 20:
             self.purge(2 * self._debt, time.time() - _GRACE)
             self._debt = self._debt_bytes = 0
-        assigned: int = done.lastrowid or 0
-        return assigned
+        return Frame(done.lastrowid or 0, topic, sender, channel, capacity, body)
 
     def unread(self, node: str, watermark: int, up_to: int) -> Iterator[Frame]:
         """The frames of others for this node, after ``watermark``, oldest first."""
@@ -273,6 +362,15 @@ class Store:
         )
         self._do("DELETE FROM frame WHERE id <= ?", (cut,))
 
+    def _purge_settled(self, count: int) -> None:
+        """Delete those of the oldest frames that all have read whom they concern; others may not have looked yet."""
+        self._do(
+            "DELETE FROM frame WHERE id < (SELECT min(id) FROM frame) + ? AND NOT EXISTS ("
+            " SELECT 1 FROM subscription s JOIN node n ON n.name = s.node"
+            " WHERE s.topic = frame.topic AND s.since < frame.id AND n.watermark < frame.id AND n.name <> frame.sender)",
+            (count,),
+        )
+
     # Depth: posted frames that wait
 
     def depth(self, node: str, channel: str) -> int:
@@ -297,17 +395,15 @@ class Store:
         gone = self._do("DELETE FROM queue WHERE queue = ? AND expires <= ?", (queue, time.time())).rowcount
         return held - gone < capacity
 
-    def enqueue(
-        self, queue: str, expires: float, body: bytes, row: int | None = None, tries: int = 0
-    ) -> None:
+    def enqueue(self, queue: str, expires: float, body: Body, row: int | None = None, tries: int = 0) -> None:
         """Add a frame to a queue; with ``row``, back where it was."""
-        self._bytes += len(body)
+        body = self._keep(body)
         self._do("INSERT INTO queue VALUES (?, ?, ?, ?, ?)", (row, queue, expires, body, tries))
 
-    def dequeue(self, queue: str, count: int) -> list[tuple[int, float, bytes, int]]:
-        """Take the oldest live frames as (row, expires, body, tries)."""
+    def dequeue(self, queue: str, count: int) -> list[Queued]:
+        """Take the oldest live frames."""
         now = time.time()
-        taken: list[tuple[int, float, bytes, int]] = []
+        taken: list[Queued] = []
         while len(taken) < count:
             rows = self._do(
                 "SELECT id, expires, body, tries FROM queue WHERE queue = ? ORDER BY id LIMIT ?",
@@ -316,7 +412,9 @@ class Store:
             if not rows:
                 break
             self._do("DELETE FROM queue WHERE queue = ? AND id <= ?", (queue, rows[-1][0]))
-            taken += [row for row in rows if row[1] > now]
+            for id, expires, body, tries in rows:
+                if expires > now and (frame := self._fetch(body)) is not None:
+                    taken.append(Queued(id, expires, frame, tries, body))
         return taken
 
     def has_work(self, queue: str) -> bool:
@@ -327,9 +425,9 @@ class Store:
 
     # Frames that are put off
 
-    def put_off(self, queue: str, due: float, ttl: float, body: bytes, tries: int) -> int:
+    def put_off(self, queue: str, due: float, ttl: float, body: Body, tries: int) -> int:
         """Keep a frame until it is due; returns its token."""
-        self._bytes += len(body)
+        body = self._keep(body)
         done = self._do(
             "INSERT INTO put_off (queue, due, ttl, body, tries) VALUES (?, ?, ?, ?, ?)",
             (queue, due, ttl, body, tries),
@@ -407,14 +505,14 @@ class Store:
 
     # History
 
-    def remember(self, topic: str, body: bytes, mark: str, size: int, seconds: float) -> tuple[int, str]:
+    def remember(self, topic: str, frame: bytes, mark: str, size: int, seconds: float) -> tuple[int, str]:
         """Append to what a topic remembers; returns the place, and the mark of the row before it."""
         now = time.time()
         newest = self._do(
             "SELECT place, mark FROM history WHERE topic = ? ORDER BY place DESC LIMIT 1", (topic,)
         ).fetchone()
         place, before = (newest[0] + 1, newest[1]) if newest else (1, "")
-        self._bytes += len(body)
+        body = self._keep(frame)
         self._do("INSERT INTO history VALUES (?, ?, ?, ?, ?)", (topic, place, now + seconds, mark, body))
         self._do(
             "DELETE FROM history WHERE topic = ? AND (place <= ? OR (expires <= ? AND place < ?))",
@@ -427,12 +525,13 @@ class Store:
         if first is None:
             found = self._do(
                 "SELECT place, body FROM history WHERE topic = ? ORDER BY place DESC LIMIT ?", (topic, count)
+            ).fetchall()[::-1]
+        else:
+            found = self._do(
+                "SELECT place, body FROM history WHERE topic = ? AND place >= ? ORDER BY place LIMIT ?",
+                (topic, first, count),
             ).fetchall()
-            return found[::-1]
-        return self._do(
-            "SELECT place, body FROM history WHERE topic = ? AND place >= ? ORDER BY place LIMIT ?",
-            (topic, first, count),
-        ).fetchall()
+        return [(place, frame) for place, body in found if (frame := self._fetch(body)) is not None]
 
     # Records
 
@@ -527,6 +626,7 @@ class Store:
             or self._one("SELECT 1 FROM history WHERE expires <= ? LIMIT 1", now - _DAY) is not None
             or self._one(f"SELECT 1 FROM keeper WHERE {_UNREAPED} LIMIT 1", now - _UNTOLD, now - _DAY)
             is not None
+            or self._large.excess(self._last_place())
         )
 
     def drop_older_half(self) -> None:
@@ -536,6 +636,9 @@ class Store:
     def clean(self, count: int = 1 << 30) -> None:
         """Delete up to ``count`` frames of the log and of the queues that nobody will read, and expired bindings."""
         now = time.time()
+        if not self._gone:
+            self._large.shrink(self._last_place())
+            self._share_room()
         self.purge(count, now - _GRACE)
         self._do(
             "DELETE FROM queue WHERE id IN (SELECT id FROM queue WHERE expires <= ? LIMIT ?)", (now, count)
@@ -557,6 +660,11 @@ class Store:
     def flush(self) -> None:
         for table in ("frame", "queue", "put_off", "binding", "depth", "history", "record", "keeper"):
             self._do(f"DELETE FROM {table}")
+
+
+def beside(path: Path) -> Path:
+    """The file with the bodies of large frames, beside a log."""
+    return path.with_name(f"{path.name}-large")
 
 
 def identity(path: Path) -> Identity | None:

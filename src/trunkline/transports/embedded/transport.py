@@ -11,7 +11,7 @@ from ...transport import Finding, Leased
 from .directory import path_of_url
 from .doctor import examine
 from .records import EmbeddedRecords
-from .store import Frame, Store
+from .store import Store
 from .writer import After, StoreFull, nothing
 
 __all__ = ["EmbeddedTransport"]
@@ -28,7 +28,7 @@ class EmbeddedTransport(EmbeddedRecords):
             user started in one working directory meet: ``<temp>/trunkline-<user id>/<project>``. ``$TRUNKLINE_DIR``
             changes that default.
         prefix: Layers of different prefixes never meet.
-        max_size: Bytes the log may grow to, of messages that were not read yet.
+        max_size: Bytes the log and its large messages may grow to, about, of messages that were not read yet.
     """
 
     @classmethod
@@ -82,7 +82,7 @@ class EmbeddedTransport(EmbeddedRecords):
             mine = self._node in targets
             if mine:
                 targets.remove(self._node)
-            row = self._append(store, topic, None, None, expires, frame) if targets else None
+            row = store.append(topic, self._node, None, None, expires, frame) if targets else None
             full: list[str] = []
             wakes: list[tuple[str, str]] = []
             for queue, capacity in store.bound(topic):
@@ -105,12 +105,6 @@ class EmbeddedTransport(EmbeddedRecords):
         full: list[str] = await self._writer.write(work)
         return full
 
-    def _append(
-        self, store: Store, topic: str, channel: str | None, capacity: int | None, expires: float, body: bytes
-    ) -> Frame:
-        id = store.append(topic, self._node, channel, capacity, expires, body)
-        return Frame(id, topic, self._node, channel, capacity, body)
-
     # One node
 
     async def post(self, node: str, channel: str, frame: bytes, capacity: int | None, ttl: float) -> bool:
@@ -128,7 +122,7 @@ class EmbeddedTransport(EmbeddedRecords):
                 store.set_depth(node, channel, depth + 1)
             if node == self._node:
                 return lambda: self._deliver_own(counted, capacity, frame)
-            row = self._append(store, f"@{node}", counted, capacity, expires, frame)
+            row = store.append(f"@{node}", self._node, counted, capacity, expires, frame)
 
             def after() -> bool:
                 self._peers.stage(node, row)
