@@ -24,6 +24,8 @@ _PATIENCE = 0.1
 
 _UNBOUNDED = 0xFFFFFFFF
 _SIZE = struct.Struct(">I")
+#: Size and length of the channel's name; its capacity comes behind that.
+_HEAD = struct.Struct(">IB")
 _CAPACITY = struct.Struct(">I")
 
 
@@ -36,7 +38,20 @@ def _label(channel: str, capacity: int | None) -> bytes:
 def pack_post(channel: str, capacity: int | None, frame: bytes) -> bytes:
     """A posted frame behind its size and the channel it counts against. Several can stand one behind the other."""
     label = _label(channel, capacity)
-    return _SIZE.pack(len(label) + len(frame)) + label + frame
+    return b"%b%b%b" % (_SIZE.pack(len(label) + len(frame)), label, frame)
+
+
+class _Channel:
+    """What the node knows of one of its channels."""
+
+    __slots__ = ("report_at", "taken", "waiting")
+
+    def __init__(self) -> None:
+        #: Posted and not consumed.
+        self.waiting = 0
+        #: Consumed and not reported, and how much of it is reported at once.
+        self.taken = 0
+        self.report_at = 1
 
 
 class Inbox:
@@ -51,9 +66,9 @@ class Inbox:
         self.keys = keys
         self.ttl_ms = ttl_ms
         self._arrivals = arrivals
-        self._waiting: dict[bytes, int] = {}
-        self._report_at: dict[bytes, int] = {}
-        self._taken: dict[bytes, int] = {}
+        #: Those of which something waits, or is to be reported; and the latter by themselves.
+        self._channels: dict[bytes, _Channel] = {}
+        self._unreported: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
         #: A report goes out in the next turn of the loop.
         self._due = False
@@ -61,37 +76,38 @@ class Inbox:
 
     def deliver(self, body: bytes) -> None:
         """Take in what was posted: one frame or several."""
-        waiting, deliver = self._waiting, self._arrivals.deliver
+        channels, deliver = self._channels, self._arrivals.deliver
         start, end = 0, len(body)
         while start < end:
-            (size,) = _SIZE.unpack_from(body, start)
-            name_end = start + 5 + body[start + 4]
-            channel = body[start + 5 : name_end]
-            (capacity,) = _CAPACITY.unpack_from(body, name_end)
+            size, length = _HEAD.unpack_from(body, start)
+            name_end = start + 5 + length
+            name = body[start + 5 : name_end]
+            channel = channels.get(name)
+            if channel is None:
+                channel = channels[name] = _Channel()
+            channel.waiting += 1
+            channel.report_at = max(_CAPACITY.unpack_from(body, name_end)[0] // 4, 1)
             start += 4 + size
-            waiting[channel] = waiting.get(channel, 0) + 1
-            self._report_at[channel] = max(capacity // 4, 1)
             deliver(body[name_end + 4 : start])
 
-    def taken(self, channel: bytes, count: int) -> int:
+    def taken(self, name: bytes, count: int) -> int:
         """Count what was consumed; returns how much of it was not ours."""
-        waiting = self._waiting.get(channel, 0)
-        ours = min(waiting, count)
+        channel = self._channels.get(name)
+        if channel is None:
+            return count
+        ours = min(channel.waiting, count)
         if ours:
-            taken = self._taken[channel] = self._taken.get(channel, 0) + ours
-            if waiting > ours:
-                self._waiting[channel] = waiting - ours
-            else:
-                del self._waiting[channel]
+            channel.waiting -= ours
+            if not channel.taken:
+                self._unreported.append(name)
+            channel.taken += ours
             # A quarter of the room soon: a consumer that keeps up must not be refused for want of a report.
-            if taken >= self._report_at[channel]:
+            if channel.taken >= channel.report_at:
                 if not self._due:
                     self._due = True
                     self._outbox.loop.call_soon(self.flush)
             elif self._timer is None:
                 self._timer = self._outbox.loop.call_later(_PATIENCE, self.flush)
-            if channel not in self._waiting:
-                del self._report_at[channel]
         return count - ours
 
     def flush(self) -> None:
@@ -100,9 +116,19 @@ class Inbox:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._taken and self._outbox.flowing:
-            taken, self._taken = self._taken, {}
-            self._submit(TAKEN, taken)
+        if self._unreported and self._outbox.flowing:
+            self._submit(TAKEN, self._told())
+
+    def _told(self) -> dict[bytes, int]:
+        """What was consumed, which is now reported."""
+        unreported, self._unreported = self._unreported, []
+        taken = {}
+        for name in unreported:
+            channel = self._channels[name]
+            taken[name], channel.taken = channel.taken, 0
+            if not channel.waiting:
+                del self._channels[name]
+        return taken
 
     def _submit(self, script: object, counts: dict[bytes, int]) -> asyncio.Future[Any]:
         args: list[bytes | str | int] = [self.ttl_ms]
@@ -120,10 +146,11 @@ class Inbox:
     def tell_truth(self) -> None:
         """Replace the server's counts by ours if they are in doubt."""
         if time.monotonic() < self._doubt_until and self._outbox.flowing:
-            self._taken.clear()
-            self._submit(TRUTH, self._waiting).add_done_callback(self._told)
+            self._told()
+            waiting = {name: channel.waiting for name, channel in self._channels.items()}
+            self._submit(TRUTH, waiting).add_done_callback(self._heard)
 
-    def _told(self, answer: asyncio.Future[bytes | int]) -> None:
+    def _heard(self, answer: asyncio.Future[bytes | int]) -> None:
         """While we were cut off, posts found us gone."""
         if not answer.cancelled() and answer.exception() is None and int(answer.result()):
             self._arrivals.gap(
@@ -132,9 +159,8 @@ class Inbox:
 
     def forget(self) -> None:
         """Everything was flushed."""
-        self._waiting.clear()
-        self._report_at.clear()
-        self._taken.clear()
+        self._channels.clear()
+        self._unreported.clear()
 
     def close(self) -> None:
         if self._timer is not None:
