@@ -3,7 +3,6 @@ CREATE TABLE node (name TEXT PRIMARY KEY, watermark INTEGER NOT NULL, missed INT
 
 -- Frames up to `since` were published before the subscription. A node's inbox is its topic "@<node>".
 CREATE TABLE subscription (topic TEXT, node TEXT, since INTEGER NOT NULL, PRIMARY KEY (topic, node)) WITHOUT ROWID;
-CREATE INDEX subscription_node ON subscription (node);
 
 -- The log. AUTOINCREMENT: an id is never used twice, also after everything was deleted.
 CREATE TABLE frame (

@@ -1,4 +1,4 @@
-"""Writes: those of a loop tick together in one transaction; where they come one to a tick, each at once.
+"""Writes: those of a loop tick together in one transaction; where one task alone writes, each at once.
 
 So a caller that sends one message after the other waits for nothing, and a hundred callers share one commit. The loop
 never waits for another process's lock: a busy lock is tried again by a timer, and by then more writes may have joined.
@@ -27,6 +27,8 @@ After = Callable[[], Any]
 #: Runs inside the transaction, perhaps more than once (a rolled-back attempt leaves no trace).
 Work = Callable[[Store], After]
 
+#: Writes that a task may commit, one after the other, before others have their turn.
+_IN_A_ROW = 8
 #: Seconds between two tries for a busy lock.
 _RETRY = 0.0002
 #: Seconds a caller waits for the lock.
@@ -75,8 +77,12 @@ class Writer:
         self._store: Store | None = None
         self._why = "it is not open"
         self._jobs: deque[_Job] = deque()
-        #: Writes come one to a turn of the loop, as far as the last ones tell.
+        #: No two tasks wrote in the last turn of the loop.
         self._alone = True
+        #: Of this turn: who wrote first, whether others did, and how many writes there were.
+        self._caller: asyncio.Task[Any] | None = None
+        self._shared = False
+        self._in_a_row = 0
         self._turn: asyncio.Handle | None = None
         self._retry: asyncio.TimerHandle | None = None
 
@@ -108,16 +114,26 @@ class Writer:
             TransportUnavailable: It was not committed.
         """
         job = _Job(work, self._loop.time())
-        if self._turn is None and not self._jobs:
-            self._turn = self._loop.call_soon(self._next_turn)
-            if self._alone and self._run([job]):
-                if job.error is not None:
-                    raise job.error
-                return job.value
+        if self._may_run_now() and self._run([job]):
+            if job.error is not None:
+                raise job.error
+            return job.value
         job.future = self._loop.create_future()
         self._jobs.append(job)
         self._schedule()
         return await job.future
+
+    def _may_run_now(self) -> bool:
+        """Whether one task alone writes, as far as the last turn tells, and has not kept the others waiting for long."""
+        caller = asyncio.current_task()
+        if self._turn is None:
+            self._turn = self._loop.call_soon(self._next_turn)
+        if self._caller is None:
+            self._caller = caller
+        elif caller is not self._caller:
+            self._shared = True
+        self._in_a_row += 1
+        return self._alone and not self._shared and not self._jobs and self._in_a_row <= _IN_A_ROW
 
     def submit(self, work: Work, failed: Callable[[], None] | None = None) -> None:
         """Run ``work`` with the next transaction; nobody waits for it. ``failed`` is called if it was not committed.
@@ -133,9 +149,8 @@ class Writer:
             self._turn = self._loop.call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
-        self._turn = None
-        awaited = sum(job.future is not None for job in self._jobs)
-        self._alone = awaited <= (0 if self._alone else 1)
+        self._turn = self._caller = None
+        self._alone, self._shared, self._in_a_row = not self._shared, False, 0
         if self._retry is None:
             self.flush()
 
