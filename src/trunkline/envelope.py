@@ -54,7 +54,7 @@ GROUP, CHANNEL, CONTROL, DELAYED, REMEMBERED, RECORD = 1, 2, 3, 4, 5, 6
 OPTIONS = 0x40
 
 #: The first byte says whether the body is encrypted: the decoder would take one ciphertext in 256 for an empty dict.
-_PLAIN, _SEALED = 0xA9, 0xAA
+_MAGIC = _PLAIN, _SEALED = 0xA9, 0xAA
 _header = struct.Struct("<BBd10sB")
 _due = struct.Struct("<d")
 _length = struct.Struct("<H")
@@ -182,7 +182,7 @@ class Seal:
         try:
             magic, kind, expires, sender, length = _header.unpack_from(frame)
             end = 21 + length
-            if magic not in (_PLAIN, _SEALED) or len(frame) < end:
+            if magic not in _MAGIC or len(frame) < end:
                 raise FrameError("not a frame of this version of Trunkline")
             address = frame[21:end].decode("ascii")
         except (struct.error, UnicodeDecodeError):
@@ -196,7 +196,8 @@ class Seal:
                 raise
         if kind & OPTIONS:
             return _with_options(Envelope(kind - OPTIONS, expires, address, body, sender))
-        return Envelope(kind, expires, address, body, sender)
+        # As Envelope(…) does, without a call in between: this is once for every message.
+        return tuple.__new__(Envelope, (kind, expires, address, body, sender, NO_OPTIONS))
 
     def _decrypt(self, magic: int, head: bytes, sealed: bytes) -> bytes:
         if not self._ciphers:
