@@ -1,3 +1,5 @@
+import asyncio
+import random
 from typing import Any
 
 import pytest
@@ -25,6 +27,40 @@ async def test_where_a_remembered_message_came_from() -> None:
     assert origin is not None
     assert (origin.node, origin.group) == (names.channel(channel).node, "room")
     await layer.close()
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_receivers_of_one_channel_come_and_go(seed: int) -> None:
+    """Whoever is cancelled, woken or not, takes nothing along, and nobody waits while a message does."""
+    choose = random.Random(seed).choices
+    async with InMemoryChannelLayer(capacity=1000) as layer:
+        channel = await layer.new_channel()
+        await layer.group_add("room", channel)
+        receivers: list[asyncio.Task[dict[str, Any]]] = []
+        sent = 0
+        for _ in range(20):
+            for step in choose(["receive", "send", "group_send", "cancel", "turn"], [4, 1, 1, 2, 2], k=20):
+                waiting = [task for task in receivers if not task.done()]
+                if step == "receive":
+                    receivers.append(asyncio.create_task(layer.receive(channel)))
+                elif step == "cancel" and waiting:
+                    choose(waiting)[0].cancel()
+                elif step == "turn":
+                    await asyncio.sleep(0)
+                elif step == "send":
+                    await layer.send(channel, {"n": sent})
+                    sent += 1
+                elif step == "group_send":
+                    await layer.group_send("room", {"n": sent})
+                    sent += 1
+            for _ in range(50):  # no message needs more than a few turns of the loop
+                await asyncio.sleep(0)
+            assert all(task.done() for task in receivers) or not layer.stats().waiting
+        got = [task.result()["n"] for task in receivers if task.done() and not task.cancelled()]
+        got += [(await layer.receive(channel))["n"] for _ in range(layer.stats().waiting)]
+        assert sorted(got) == list(range(sent))
+        for task in receivers:
+            task.cancel()
 
 
 async def test_a_node_has_few_attributes() -> None:
