@@ -17,12 +17,13 @@ or told as lost comes out as a value.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import struct
 from collections import deque
 from collections.abc import Iterable
 from typing import Generic, NamedTuple, TypeVar
 
-__all__ = ["HEADER_SIZE", "REPEATED", "VOID", "Foreign", "Outcome", "Receiver", "Sender", "Sent"]
+__all__ = ["HEAD", "HEADER_SIZE", "REPEATED", "VOID", "Foreign", "Outcome", "Receiver", "Sender", "Sent"]
 
 #: mark and flags, sid, seq, prev, stamp (ms on the shared clock), age (ms since the frame ``prev`` was stamped)
 _HEADER = struct.Struct(">B8sQQQI")
@@ -49,6 +50,8 @@ _OVERHEAD = 500
 VOID = 1
 #: The frame is sent again: its answer was lost, or its server may have forgotten it.
 REPEATED = 2
+#: The head of a frame that is whole in the log only: whoever is pushed it fetches the frame there.
+HEAD = 4
 
 
 class Sent:
@@ -117,6 +120,18 @@ class Sender(Generic[_S]):
     def header(self, sent: _S) -> bytes:
         """What stands in front of the body."""
         return _HEADER.pack(_MARK | sent.flags, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
+
+    def head(self, sent: _S) -> bytes:
+        """The bytes to push in its place when the frame is in the log."""
+        return _HEADER.pack(_MARK | sent.flags | HEAD, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
+
+    def whole(self, head: bytes) -> bytes | None:
+        """The frame of which this is the head, if it is our own and still here."""
+        flags, sid, seq, _, _, _ = _unpack(head)
+        if sid != self.sid or not flags & HEAD:
+            return None
+        here = itertools.chain(reversed(self._unanswered), reversed(self._kept))
+        return next((self.frame(sent) for sent in here if sent.seq == seq), None)
 
     def void(self, sent: _S) -> bytes:
         """The bytes to send in its place when it is refused: they keep the chain closed."""
@@ -189,7 +204,7 @@ class Sender(Generic[_S]):
 
 
 class _Topic:
-    __slots__ = ("active", "holes", "known", "muted", "name", "older", "since")
+    __slots__ = ("active", "fetched", "holes", "known", "muted", "name", "older", "since", "stepping")
 
     def __init__(self, name: bytes, since: int) -> None:
         self.name = name
@@ -200,6 +215,10 @@ class _Topic:
         self.holes: dict[bytes, list[tuple[int, int]]] = {}
         self.muted = False
         self.active = True
+        #: The entry of the log up to which nothing is left to fetch.
+        self.fetched = (0, 0)
+        #: All entries that this round read were here, or are now.
+        self.stepping = False
 
 
 class _Item(NamedTuple):
@@ -210,14 +229,23 @@ class _Item(NamedTuple):
     prev: int
     stamp: int
     age: int
-    body: bytes
+    data: bytes
+
+    @property
+    def body(self) -> bytes:
+        return self.data[HEADER_SIZE:]
 
 
 def _item(topic: _Topic, data: bytes) -> _Item:
     flags, sid, seq, prev, stamp, age = _unpack(data)
-    if flags & ~(VOID | REPEATED) != _MARK:
+    if flags & ~(VOID | REPEATED | HEAD) != _MARK:
         raise Foreign
-    return _Item(topic, flags ^ _MARK, sid, seq, prev, stamp, age, data[HEADER_SIZE:])
+    return _Item(topic, flags ^ _MARK, sid, seq, prev, stamp, age, data)
+
+
+def _lacks(item: _Item) -> bool:
+    """Whether it has a body that somebody wants, and it is not here."""
+    return item.flags & (HEAD | VOID) == HEAD and not item.topic.muted
 
 
 class Outcome(NamedTuple):
@@ -236,6 +264,10 @@ class Receiver:
 
     It is *live*, and ``push`` hands each frame on, or *recovering*: then frames are set aside until the logs have been
     read. The caller reads them as long as ``recovering`` is true: ``reads``, then ``read`` for each entry, then ``settle``.
+
+    While it is live, a sender of whose frame it has but the head is *held*, and nobody else: what it sends waits for that
+    frame. The caller fetches it: as long as ``fetches`` names a log, ``fetch`` for each entry, then ``fetched``. What that
+    brings, or a ``push`` that hands nothing on, is handed on by ``release``.
 
     Args:
         retention: Seconds that logs reach back.
@@ -258,6 +290,9 @@ class Receiver:
         self._wanted: dict[bytes, int] = {}
         self._reading: dict[bytes, int] = {}
         self._early = 0
+        #: By sender: the head of a frame that is not here, and what came behind it, by their numbers.
+        self.held: dict[bytes, dict[int, _Item]] = {}
+        self._fetching: list[_Item] = []
 
     # -- membership
 
@@ -302,22 +337,27 @@ class Receiver:
             self._aside.append(_item(state, data))
             return None
         mark = state.known.get(sid)
-        if flags != _MARK or mark is None or not prev <= mark < seq:
+        if flags != _MARK or mark is None or not prev <= mark < seq or (self.held and sid in self.held):
             return self._push_odd(_item(state, data))
         state.known[sid] = seq
         return None if state.muted else data[HEADER_SIZE:]
 
     def _push_odd(self, item: _Item) -> bytes | None:
-        """A first frame, a repeated or empty one, or one after a gap."""
+        """A first frame, a repeated or empty one, a head, one after a gap, or one of a sender that is held."""
+        if item.sid in self.held:
+            self._hold(item)
+            return None
         if not self._is_new(item):
             return None
         topic = item.topic
         if self._is_gap(item):
-            self.recovering = True
             self._aside.append(item)
-            self._wanted[topic.name] = topic.since
+            self._recover(topic, topic.since)
             return None
-        topic.known[item.sid] = max(item.seq, self._mark(item) or 0)
+        if _lacks(item):
+            self._hold(item)
+            return None
+        self._taken(item)
         return None if item.flags & VOID or topic.muted else item.body
 
     @staticmethod
@@ -326,7 +366,7 @@ class Receiver:
         return item.topic.older.get(item.sid) if known is None else known
 
     def _is_new(self, item: _Item) -> bool:
-        """Whether it was not taken before; a late frame closes its part of a hole."""
+        """Whether it was not taken before."""
         mark = self._mark(item)
         if mark is None or item.seq > mark:
             # Sent before we joined, and heard only because it is sent again.
@@ -334,13 +374,24 @@ class Receiver:
                 item.topic.known[item.sid] = item.seq
                 return False
             return True
-        holes = item.topic.holes.get(item.sid, [])
-        for number, (low, high) in enumerate(holes):
+        return self._hole(item) is not None
+
+    def _hole(self, item: _Item) -> int | None:
+        """The place of the hole that a late frame belongs to."""
+        for number, (low, high) in enumerate(item.topic.holes.get(item.sid, ())):
             if low <= item.seq <= high and item.stamp >= item.topic.since:
-                parts = ((low, item.seq - 1), (item.seq + 1, high))
-                holes[number : number + 1] = [part for part in parts if part[0] <= part[1]]
-                return True
-        return False
+                return number
+        return None
+
+    def _taken(self, item: _Item) -> None:
+        """Note that we have it; a late frame closes its part of a hole."""
+        mark = self._mark(item) or 0
+        item.topic.known[item.sid] = max(item.seq, mark)
+        if item.seq <= mark and (number := self._hole(item)) is not None:
+            holes = item.topic.holes[item.sid]
+            low, high = holes[number]
+            parts = ((low, item.seq - 1), (item.seq + 1, high))
+            holes[number : number + 1] = [part for part in parts if part[0] <= part[1]]
 
     def _is_gap(self, item: _Item) -> bool:
         mark = self._mark(item)
@@ -352,6 +403,96 @@ class Receiver:
             and item.age < self._retention_ms
             and item.stamp - item.age >= item.topic.since + self._slack_ms
         )
+
+    # -- held
+
+    def fetches(self) -> list[tuple[bytes, tuple[int, int], int]]:
+        """Begin a round: the logs to read, behind which entry, and how many frames are wanted from there."""
+        self._fetching = [item for held in self.held.values() for item in held.values() if self._wants(item)]
+        wanted: dict[_Topic, list[int]] = {}
+        for item in self._fetching:
+            item.topic.stepping = True
+            wanted.setdefault(item.topic, []).append(item.stamp - self._slack_ms - 1)
+        return [
+            (topic.name, max(topic.fetched, (min(starts), 0)), len(starts))
+            for topic, starts in wanted.items()
+        ]
+
+    def fetch(self, topic: bytes, entry: tuple[int, int], data: bytes) -> None:
+        """The next entry of one of these logs."""
+        state = self._topics.get(topic)
+        if state is None:
+            return
+        with contextlib.suppress(Foreign):
+            item = _item(state, data)
+            # What comes before its push may have to be fetched later.
+            state.stepping = state.stepping and (self._fill(item) or not self._is_new(item))
+        if state.stepping:
+            state.fetched = entry
+
+    def fetching(self, topic: bytes) -> bool:
+        """Whether a frame is still to be found in this log."""
+        return any(item.topic.name == topic for item in self._fetching)
+
+    def fetched(self) -> None:
+        """End a round: a frame that was not found is like one whose push was lost."""
+        missing = [item for item in self._fetching if self._wants(item)]
+        self._fetching = []
+        for item in missing:
+            self._recover(item.topic, item.topic.since)
+
+    def release(self) -> list[tuple[bytes, bytes]]:
+        """What is held no longer, (topic, body), to be delivered in this order."""
+        deliver: list[tuple[bytes, bytes]] = []
+        for sid in list(self.held):
+            held = self.held.pop(sid, {})
+            for place, item in enumerate(held.values()):
+                topic = item.topic
+                if self._topics.get(topic.name) is not topic or not self._is_new(item):
+                    continue
+                if self._is_gap(item) or _lacks(item):
+                    self.held[sid] = dict(itertools.islice(held.items(), place, None)) if place else held
+                    if self._is_gap(item):
+                        self._recover(topic, topic.since)
+                    break
+                self._taken(item)
+                if not (item.flags & VOID or topic.muted):
+                    deliver.append((topic.name, item.body))
+        return deliver
+
+    def _wants(self, item: _Item) -> bool:
+        return _lacks(item) and self._topics.get(item.topic.name) is item.topic
+
+    def _fill(self, item: _Item) -> bool:
+        """Whether it was pushed to a sender that is held; a frame takes the place of its head."""
+        held = self.held.get(item.sid, {})
+        other = held.get(item.seq)
+        if other is None:
+            return False
+        if other.flags & HEAD > item.flags & HEAD or other.topic is not item.topic:
+            held[item.seq] = item
+            self._fetching = [each for each in self._fetching if each is not other]
+        return True
+
+    def _hold(self, item: _Item) -> None:
+        if not self._fill(item):
+            self.held.setdefault(item.sid, {})[item.seq] = item
+
+    def _recover(self, topic: _Topic, since: int) -> None:
+        """Read the logs before anything else is delivered, this one from ``since`` on."""
+        self.recovering = True
+        self._want(topic, since)
+        self._put_aside()
+
+    def _put_aside(self) -> None:
+        for held in self.held.values():
+            self._aside += held.values()
+        self.held.clear()
+        self._fetching = []
+
+    def _want(self, topic: _Topic, since: int) -> None:
+        pending = (self._wanted.get(topic.name, since), self._reading.get(topic.name, since))
+        self._wanted[topic.name] = min(since, *pending)
 
     # -- recovering
 
@@ -366,6 +507,8 @@ class Receiver:
         for name, topic in self._topics.items():
             since = max(topic.since, alive_ms)
             self._wanted[name] = min(since, pending.get(name, since))
+            topic.fetched = (0, 0)
+        self._put_aside()
 
     def rebase(self, clock_ms: int) -> None:
         """The shared clock went back to ``clock_ms``: nothing we wait for is older than we are."""
@@ -375,6 +518,9 @@ class Receiver:
     def reads(self, clock_ms: int) -> list[tuple[bytes, int]]:
         """Begin a round: the logs to read now, and from when (ms, the log's own clock)."""
         horizon = clock_ms - self._retention_ms
+        for item in self._aside:
+            if self._wants(item):
+                self._want(item.topic, max(item.topic.since, item.stamp - self._slack_ms))
         wanted = {**self._reading, **self._wanted}  # a round that was not settled is part of this one
         self._reading = {name: since for name, since in wanted.items() if name in self._topics}
         self._wanted = {}
@@ -419,16 +565,28 @@ class Receiver:
     def _take(self, item: _Item, is_late: bool, outcome: Outcome, now: float) -> float | None:
         """Deliver one item; or the seconds to wait before reading its log again."""
         topic = item.topic
+        if item.sid in self.held:
+            self._hold(item)
+            return None
         if not self._is_new(item):
             return None
-        if self._is_gap(item):
+        is_gap, lacks = self._is_gap(item), _lacks(item)
+        if lacks and is_late and not is_gap:
+            self._hold(item)  # its log was read too early to have it
+            return None
+        if lacks and item.seq <= (self._mark(item) or 0):
+            return None  # it was told
+        if is_gap or lacks:
             pause = self._look_again(topic, is_late, now)
             if pause is not None:
                 return pause
-            low = (self._mark(item) or 0) + 1
-            topic.holes.setdefault(item.sid, []).append((low, item.prev))
+            low = (self._mark(item) or 0) + 1 if is_gap else item.seq
+            topic.holes.setdefault(item.sid, []).append((low, item.seq if lacks else item.prev))
             outcome.gaps.append(topic.name)
-        topic.known[item.sid] = max(item.seq, self._mark(item) or 0)
+            if lacks:
+                topic.known[item.sid] = max(item.seq, self._mark(item) or 0)
+                return None
+        self._taken(item)
         if not (item.flags & VOID or topic.muted):
             outcome.deliver.append((topic.name, item.body))
         return None
@@ -467,10 +625,9 @@ class Receiver:
         except Foreign:
             return False
         mark = self._mark(item)
-        if mark is not None and item.seq <= mark:
+        if (mark is not None and item.seq <= mark) or item.sid in self.held:
             return False
-        self.recovering = True
-        self._wanted[topic] = state.since
+        self._recover(state, state.since)
         return True
 
     def rotate(self) -> None:
@@ -487,5 +644,8 @@ def _as_sent(items: Iterable[tuple[_Item, bool]]) -> list[tuple[_Item, bool]]:
     queues: dict[bytes, list[tuple[_Item, bool]]] = {}
     for pair in items:
         queues.setdefault(pair[0].sid, []).append(pair)
-    following = {sid: iter(sorted(queue, key=lambda pair: pair[0].seq)) for sid, queue in queues.items()}
+    following = {
+        sid: iter(sorted(queue, key=lambda pair: (pair[0].seq, pair[0].flags & HEAD)))
+        for sid, queue in queues.items()
+    }
     return [next(following[item.sid]) for item, _ in items]

@@ -12,7 +12,7 @@ from servers import Server
 from trunkline.errors import TransportUnavailable
 from trunkline.names import new_node
 from trunkline.transports.redis import RedisTransport
-from trunkline.transports.redis.connection import LARGE
+from trunkline.transports.redis.ops import HEADED
 from trunkline.transports.redis.pace import Pace
 
 TTL = 60.0
@@ -91,16 +91,20 @@ class Load:
             calls = []
             for topic in self.topics:
                 count += 1
-                frame = b"%d:%06d:%b" % (number, count, topic.encode())
+                frame = b"%d:%*d:%b" % (number, self._width(count), count, topic.encode())
                 calls.append(self._one(node.transport.publish(topic, frame, TTL), frame, self.nodes))
             for channel in ("x!1", "x!1", "x!2"):  # several at once travel as one
                 for other in others:
                     count += 1
-                    frame = b"%d:%*d:post" % (number, LARGE if count % 32 == 0 else 6, count)
+                    frame = b"%d:%*d:post" % (number, self._width(count), count)
                     post = node.transport.post(other.name, channel, frame, None, TTL)
                     calls.append(self._one(post, frame, [other]))
             await asyncio.gather(*calls)
             await asyncio.sleep(0.002)
+
+    @staticmethod
+    def _width(count: int) -> int:
+        return HEADED if count % 32 == 0 else 6
 
     async def _one(self, call: Any, frame: bytes, receivers: list[Node]) -> None:
         try:

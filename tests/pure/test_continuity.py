@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trunkline.continuity import REPEATED, VOID, Foreign, Outcome, Receiver, Sender, Sent
+from trunkline.continuity import HEAD, REPEATED, VOID, Foreign, Outcome, Receiver, Sender, Sent
 
 ROOM, HALL = b"room", b"hall"
 
@@ -236,10 +236,172 @@ def test_silent_senders_are_forgotten_after_two_rotations() -> None:
     assert made.push(ROOM, one) == b"1"
 
 
+def fetch(made: Receiver, log: list[bytes], topic: bytes = ROOM) -> list[tuple[bytes, bytes]]:
+    """One round of fetching from a log whose entries are numbered from 2000 ms on."""
+    behind = {name: entry for name, entry, _ in made.fetches()}
+    for place, frame in enumerate(log):
+        if topic in behind and (2000 + place, 0) > behind[topic]:
+            made.fetch(topic, (2000 + place, 0), frame)
+    made.fetched()
+    return made.release()
+
+
+def test_a_frame_whose_head_is_pushed_is_fetched_and_holds_its_sender_only():
+    made, line, other = receiver(ROOM, HALL), Line(), Line(b"sender-2")
+    sent = [line.send(ROOM, b"1"), line.send(ROOM, b"2"), line.send(HALL, b"3"), line.send(ROOM, b"4")]
+    log = [line.sender.frame(each) for each in sent if each.topic == ROOM]
+    assert made.push(ROOM, log[0]) == b"1"
+    assert made.push(ROOM, line.sender.head(sent[1])) is None
+    assert made.push(HALL, line.sender.frame(sent[2])) is None
+    assert made.push(ROOM, line.sender.head(sent[3])) is None
+    assert made.push(ROOM, other.frames(b"other")[0]) == b"other"
+    assert (made.release(), made.recovering) == ([], False)
+    ((topic, behind, count),) = made.fetches()
+    assert (topic, behind < (2000, 0), count) == (ROOM, True, 2)
+    for place, frame in enumerate(log):
+        made.fetch(ROOM, (2000 + place, 0), frame)
+        assert made.fetching(ROOM) == (place < 2)
+    made.fetched()
+    assert made.release() == [(ROOM, b"2"), (HALL, b"3"), (ROOM, b"4")]
+    assert not made.held
+    assert not made.recovering
+
+
+def test_what_was_fetched_is_not_read_again_but_what_came_before_its_head_is():
+    made, line = receiver(), Line()
+    one, two, three = (line.send(ROOM, body) for body in (b"1", b"2", b"3"))
+    log = [line.sender.frame(each) for each in (one, two, three)]
+    made.push(ROOM, line.sender.head(one))
+    assert fetch(made, log) == [(ROOM, b"1")]  # the others are in the log, and their heads on their way
+    for head, at in ((two, 2000), (three, 2001)):
+        made.push(ROOM, line.sender.head(head))
+        assert made.fetches() == [(ROOM, (at, 0), 1)]
+        assert fetch(made, log) == [(ROOM, head.body)]
+
+
+def test_a_head_of_what_is_known_is_nothing_new():
+    made, line = receiver(), Line()
+    one = line.send(ROOM, b"1")
+    made.push(ROOM, line.sender.head(one))
+    assert fetch(made, [line.sender.frame(one)]) == [(ROOM, b"1")]
+    assert made.push(ROOM, line.sender.head(one)) is None
+    assert made.push(ROOM, line.sender.frame(one)) is None
+    assert not made.held
+
+
+def test_a_frame_that_comes_after_all_takes_the_place_of_its_head():
+    """As our own does: we have it in our hands."""
+    made, line = receiver(), Line()
+    one, two = line.send(ROOM, b"1"), line.send(ROOM, b"2")
+    made.push(ROOM, line.sender.head(one))
+    made.push(ROOM, line.sender.frame(two))
+    whole = line.sender.whole(line.sender.head(one))
+    assert whole == line.sender.frame(one)
+    assert made.push(ROOM, whole) is None
+    assert made.release() == [(ROOM, b"1"), (ROOM, b"2")]
+    assert line.sender.whole(line.sender.frame(one)) is None
+    assert line.sender.whole(Line(b"sender-2").sender.head(one)) is None
+    line.sender.answer(one, 1.0)
+    assert line.sender.whole(line.sender.head(one)) == whole
+    line.sender.prune(100.0)
+    assert line.sender.whole(line.sender.head(one)) is None
+
+
+def test_a_refused_frame_that_is_in_the_log_is_taken_by_nobody():
+    """Its empty frame stands before it there, and is pushed before its head."""
+    line = Line()
+    one, two = line.send(ROOM, b"1"), line.send(ROOM, b"2")
+    void, head, after = line.sender.void(one), line.sender.head(one), line.sender.frame(two)
+    log = [void, line.sender.frame(one), after]
+    made = receiver()
+    assert [made.push(ROOM, frame) for frame in (void, head, after)] == [None, None, b"2"]
+    made = receiver()
+    assert (made.push(ROOM, head), made.push(ROOM, after)) == (None, None)  # the void frame's push was lost
+    assert fetch(made, log) == [(ROOM, b"2")]
+    made = receiver()
+    made.interrupted(2000)
+    made.push(ROOM, head)
+    assert read(made, log) == Outcome([(ROOM, b"2")], [], None)
+
+
+def test_a_head_whose_frame_is_not_in_the_log_is_waited_for_and_then_told():
+    made, line = receiver(patience=1), Line()
+    one, two = line.send(ROOM, b"1"), line.send(ROOM, b"2")
+    after = line.sender.frame(two)
+    made.push(ROOM, line.sender.head(one))
+    made.push(ROOM, after)
+    assert fetch(made, [after]) == []
+    assert made.recovering
+    assert read(made, [after], now=10.0) == Outcome([], [], 0.1)
+    assert read(made, [after], now=12.0) == Outcome([(ROOM, b"2")], [ROOM], None)
+    # Told as lost, it is still taken when it turns up; its head alone changes nothing.
+    made.push(ROOM, line.sender.head(one))
+    assert fetch(made, [after]) == []
+    assert read(made, [after], now=20.0) == Outcome([], [], None)
+    made.push(ROOM, line.sender.head(one))
+    assert fetch(made, [after, line.sender.frame(one)]) == [(ROOM, b"1")]
+    assert made.push(ROOM, line.sender.frame(one)) is None
+
+
+def test_an_interruption_takes_what_was_held_into_its_reading():
+    made, line = receiver(), Line()
+    one, two = line.send(ROOM, b"1"), line.send(ROOM, b"2")
+    made.push(ROOM, line.sender.head(one))
+    made.push(ROOM, line.sender.frame(two))
+    made.fetches()
+    made.interrupted(3000)  # long after what we lack was pushed
+    made.fetched()
+    assert made.release() == []
+    assert read(made, [line.sender.frame(one), line.sender.frame(two)]).deliver == [
+        (ROOM, b"1"),
+        (ROOM, b"2"),
+    ]
+
+
+def test_heads_that_come_while_logs_are_read_are_fetched_afterwards():
+    """Reading on until none comes would never end under load."""
+    made, line = receiver(), Line()
+    one, two, three = (line.send(ROOM, body) for body in (b"1", b"2", b"3"))
+    made.interrupted(2000)
+    made.reads(3000)
+    made.read(ROOM, (2000, 0), line.sender.frame(one))
+    made.push(ROOM, line.sender.head(two))
+    made.push(ROOM, line.sender.frame(three))
+    assert made.settle(0.0) == Outcome([(ROOM, b"1")], [], None)
+    assert not made.recovering
+    assert fetch(made, [line.sender.frame(each) for each in (one, two, three)]) == [
+        (ROOM, b"2"),
+        (ROOM, b"3"),
+    ]
+
+
+def test_of_a_muted_topic_nothing_is_fetched():
+    made, line = receiver(), Line()
+    one, two = line.send(ROOM, b"1"), line.send(ROOM, b"2")
+    made.push(ROOM, line.sender.head(one))
+    made.mute(ROOM)
+    assert made.fetches() == []
+    made.fetched()
+    assert (made.release(), made.held) == ([], {})
+    made.push(ROOM, line.sender.head(two))
+    assert (made.held, made.recovering) == ({}, False)
+    made.leave(ROOM)
+    assert made.push(ROOM, line.sender.head(two)) is None
+
+
+def test_what_is_held_of_a_topic_that_was_left_holds_nobody():
+    made, line = receiver(ROOM, HALL), Line()
+    made.push(ROOM, line.sender.head(line.send(ROOM, b"1")))
+    made.push(HALL, line.sender.frame(line.send(HALL, b"2")))
+    made.leave(ROOM)
+    assert made.fetches() == []
+    assert made.release() == [(HALL, b"2")]
+
+
 def test_only_a_mark_and_flags_that_are_known_make_a_frame():
-    """Of the 256 first bytes that junk may have, four are ours; all others are foreign wherever they turn up."""
+    """Of the 256 first bytes that junk may have, eight are ours; all others are foreign wherever they turn up."""
     frame = Line().frames(b"1")[0]
-    ours = {frame[0] | flags for flags in (0, VOID, REPEATED, VOID | REPEATED)}
+    ours = {frame[0] | flags for flags in range((VOID | REPEATED | HEAD) + 1)}
     for first in set(range(256)) - ours:
         made, junk = receiver(), bytes([first]) + frame[1:]
         with pytest.raises(Foreign):

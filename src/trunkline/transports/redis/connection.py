@@ -259,7 +259,7 @@ class Connection(asyncio.BufferedProtocol):
     def _drain(self) -> None:
         # A transport that cannot send at once copies all it is given, so it is given one part at a time.
         while self._backlog and not self._paused and self._transport is not None:
-            self._transport.write(self._backlog.popleft())
+            self._transport.write(memoryview(self._backlog.popleft()))
 
     def pause_writing(self) -> None:
         self._paused = True

@@ -22,8 +22,15 @@ __all__ = ["Asking", "Ears", "Inflow"]
 
 log = logging.getLogger("trunkline.redis")
 
-#: Topics subscribed in one command, logs read in one trip, entries read from one log in one trip.
-_BATCH, _LOGS, _ENTRIES = 512, 64, 500
+#: Topics subscribed in one command, logs read in one trip.
+_BATCH, _LOGS = 512, 64
+
+#: Entries read from one log in the first trip, large frames fetched from it, and what later trips bring at most: entries,
+#: and bytes if they are like those before.
+_ENTRIES, _FRAMES, _MOST, _MOST_BYTES = 32, 4, 500, 4 << 20
+
+#: Seconds between two attempts at a server that is busy.
+_PAUSE = 0.05
 
 #: Seconds that a topic stays subscribed after the last wish for it: groups are often left and joined again at once.
 LINGER = 1.0
@@ -78,6 +85,7 @@ class Inflow:
         deliver: Gets (topic, body) in order.
         gap: Gets topics that lost frames for good.
         other: Gets (channel, data) of those.
+        whole: Returns our own frame, to its head.
         dialect: The words of pub/sub there.
     """
 
@@ -90,13 +98,14 @@ class Inflow:
         deliver: Callable[[bytes, bytes], None],
         gap: Callable[[bytes], None],
         other: Callable[[bytes, bytes], None],
+        whole: Callable[[bytes], bytes | None],
         dialect: Dialect = PLAIN,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.receiver = receiver
         self._clock = clock
         self._others = others
-        self._deliver, self._gap, self._other = deliver, gap, other
+        self._deliver, self._gap, self._other, self._whole = deliver, gap, other, whole
         self._subscriptions: dict[bytes, _Subscription] = {}
         self._dialect = dialect
         self._message, self._subscribed = dialect.message, dialect.subscribed
@@ -208,6 +217,15 @@ class Inflow:
             self._deliver(topic, body)
         elif self.receiver.recovering:
             self.read_logs()
+        elif self.receiver.held:
+            if (frame := self._whole(data)) is not None:
+                self.receiver.push(topic, frame)
+            self._release()
+            self.read_logs()
+
+    def _release(self) -> None:
+        for topic, body in self.receiver.release():
+            self._deliver(topic, body)
 
     async def caught_up(self, topic: bytes) -> None:
         """Wait until what came in for a topic is delivered: at once, unless logs are being read."""
@@ -267,9 +285,10 @@ class Inflow:
 
     def read_logs(self) -> None:
         """Read what the receiver wants to know, in the background."""
-        if self._reading is None and self._commands is not None and self.receiver.recovering:
+        wanted = self.receiver.recovering or self.receiver.held
+        if wanted and self._reading is None and self._commands is not None:
             self._reading = self._loop.create_task(
-                self._recover(self._commands), name="trunkline redis catch-up"
+                self._catch_up(self._commands), name="trunkline redis catch-up"
             )
             self._reading.add_done_callback(self._read)
 
@@ -284,6 +303,20 @@ class Inflow:
         if not task.cancelled() and (error := task.exception()) is not None and self._commands is not None:
             log.warning("reading logs failed, connecting anew: %s", error)
             self._commands.drop(error)
+
+    async def _catch_up(self, commands: Asking) -> None:
+        receiver = self.receiver
+        while True:
+            if receiver.recovering:
+                await self._recover(commands)
+            elif wanted := receiver.fetches():
+                for start in range(0, len(wanted), _LOGS):
+                    await self._fetch(commands, wanted[start : start + _LOGS])
+                receiver.fetched()
+                self._release()
+            else:
+                break
+        self._reading = None  # now, for what comes next may need another
 
     async def _recover(self, commands: Asking) -> None:
         receiver = self.receiver
@@ -304,20 +337,28 @@ class Inflow:
             if not future.done():
                 future.set_result(None)
 
-    async def _read_some(self, commands: Asking, wanted: list[tuple[bytes, int]]) -> None:
-        starts = [(topic, str(since).encode()) for topic, since in wanted]
+    async def _fetch(self, commands: Asking, wanted: list[tuple[bytes, tuple[int, int], int]]) -> None:
+        receiver = self.receiver
+        starts = [(topic, b"(%d-%d" % entry, min(count, _FRAMES)) for topic, entry, count in wanted]
         while starts:
-            replies = await commands.call(
-                *[("XRANGE", topic, start, "+", "COUNT", _ENTRIES) for topic, start in starts]
-            )
             following = []
-            for (topic, _), entries in zip(starts, replies, strict=True):
-                if isinstance(entries, ReplyError):
-                    raise entries
+            for (topic, _, count), entries in zip(starts, await _entries(commands, starts), strict=True):
+                for entry_id, fields in entries:
+                    receiver.fetch(topic, _entry(entry_id), fields[1])
+                if len(entries) == count and receiver.fetching(topic):
+                    following.append((topic, b"(" + entries[-1][0], _more(count, entries)))
+            self._release()
+            starts = following
+
+    async def _read_some(self, commands: Asking, wanted: list[tuple[bytes, int]]) -> None:
+        starts = [(topic, str(since).encode(), _ENTRIES) for topic, since in wanted]
+        while starts:
+            following = []
+            for (topic, _, count), entries in zip(starts, await _entries(commands, starts), strict=True):
                 for entry_id, fields in entries:
                     self.receiver.read(topic, _entry(entry_id), fields[1])
-                if len(entries) == _ENTRIES:
-                    following.append((topic, b"(" + entries[-1][0]))
+                if len(entries) == count:
+                    following.append((topic, b"(" + entries[-1][0], _more(count, entries)))
             starts = following
 
     async def _level(self, commands: Asking) -> None:
@@ -342,6 +383,30 @@ class Inflow:
                     entry_id, fields = entries[0]
                     self.receiver.audit(topic, _entry(entry_id), fields[1], clock_ms)
         self.read_logs()
+
+
+async def _entries(commands: Asking, starts: list[tuple[bytes, bytes, int]]) -> list[list[Any]]:
+    """Entries of logs: of each topic so many from a start on. A long script of somebody is waited out.
+
+    Raises:
+        ReplyError: The server refuses.
+    """
+    while True:
+        replies = await commands.call(
+            *[("XRANGE", topic, start, "+", "COUNT", count) for topic, start, count in starts]
+        )
+        refusal = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
+        if refusal is None:
+            return replies
+        if not str(refusal).startswith("BUSY"):
+            raise refusal
+        await asyncio.sleep(_PAUSE)
+
+
+def _more(count: int, entries: list[Any]) -> int:
+    """How many entries to read next."""
+    size = sum(len(fields[1]) for _, fields in entries)
+    return max(1, min(8 * count, _MOST, _MOST_BYTES * count // max(size, 1)))
 
 
 def _entry(entry_id: bytes) -> tuple[int, int]:

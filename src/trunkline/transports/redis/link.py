@@ -106,6 +106,7 @@ class Link(ABC):
             deliver=self._deliver,
             gap=self._gap,
             other=self._hear,
+            whole=self._sender.whole,
             dialect=dialect,
         )
         if is_home:

@@ -23,6 +23,9 @@ __all__ = ["FOR_EVER", "Batch", "Op", "PlainOp", "Post", "Posts", "Publish", "Pu
 
 FOR_EVER = float("inf")
 
+#: Bytes from which on a frame is only appended to its log, and what is pushed is its head.
+HEADED = 128 << 10
+
 
 class Op(Sent):
     """One operation and the future its caller waits for."""
@@ -100,19 +103,25 @@ class Publish(Op):
 
     def commands(self) -> bytes | list[bytes]:
         outbox, topic = self.outbox, self.topic
-        frame = outbox.sender.frame(self)
+        sender = outbox.sender
         oldest = b"%d" % (self.stamp - self.retention * 1000)
         append, push, look = _publish_words(topic or b"", outbox.dialect.publish, self.bindings)
-        size = len(frame)
+        size = HEADER_SIZE + len(self.body)
         upkeep = outbox.upkeep(topic or b"", size, self.retention)
         self.want = 3 + len(upkeep)
         if upkeep:
             look = b"".join((*upkeep, look))
         # The log first: whatever was pushed can then be read.
-        if size < LARGE:
+        if size < HEADED:
+            frame = sender.frame(self)
             return _PUBLISH % (append, len(oldest), oldest, size, frame, push, size, frame, look)
         append += b"$%d\r\n%b\r\n$1\r\n*\r\n$1\r\nd\r\n$%d\r\n" % (len(oldest), oldest, size)
-        return [append, frame, b"\r\n%b$%d\r\n" % (push, size), frame, b"\r\n" + look]
+        head = sender.head(self)
+        return [
+            append + sender.header(self),
+            self.body,
+            b"\r\n%b$%d\r\n%b\r\n%b" % (push, len(head), head, look),
+        ]
 
     def conclude(self, replies: list[Any]) -> list[bytes] | None:
         """The bindings; None: they are at another master, and to be asked for by themselves."""
@@ -207,11 +216,26 @@ class Post(Op):
         self.channel, self.capacity, self.retention = channel, capacity, retention
 
     def commands(self) -> bytes | list[bytes]:
-        return _post(self, self, (self.channel, -1 if self.capacity is None else self.capacity, 1))
+        run = (self.channel, -1 if self.capacity is None else self.capacity, 1)
+        size = HEADER_SIZE + len(self.body)
+        if size < HEADED:
+            self.want = 1
+            return _post(self, self, run)
+        # The script would copy it several times: it only counts, and says in the log what it refuses.
+        outbox, sender, inbox = self.outbox, self.outbox.sender, self.keys[0]
+        oldest = int(self.stamp - self.retention * 1000)
+        append = b"*8\r\n" + words(b"XADD", inbox, b"MINID", b"~", oldest, b"*", b"d")
+        behind = pack(b"PEXPIRE", inbox, int(self.retention * 1000) + 60_000)
+        behind += pack(outbox.dialect.publish, inbox, sender.head(self))
+        self.want = 4
+        append = _post(self, self, run, apart=True) + append + b"$%d\r\n%b" % (size, sender.header(self))
+        return [append, self.body, b"\r\n" + behind]
 
     def conclude(self, replies: list[Any]) -> Any:
         if replies[0] == b"OK":
             return True
+        if self.want > 1:
+            self.outbox.discard(self.keys[0], replies[1])
         if replies[0] == b"GONE":
             _unheard(self)
             return False
@@ -255,7 +279,7 @@ class Posts(Op):
                 runs += channel, -1 if capacity is None else capacity, 1
         self._runs = tuple(runs)
 
-    def commands(self) -> bytes | list[bytes]:
+    def commands(self) -> bytes:
         return _post(self, self, self._runs)
 
     def conclude(self, replies: list[Any]) -> Any:
@@ -305,21 +329,22 @@ class _Each(asyncio.Future[list[Any]]):
                 op.future.set_exception(exception)
 
 
-def _post(op: Op, first: Post | Posts, runs: tuple[str | int, ...]) -> bytes | list[bytes]:
-    """The command that posts ``op``; ``runs``: channel, capacity and count of each run of frames for one channel."""
+def _post(op: Op, first: Post | Posts, runs: tuple[str | int, ...], *, apart: bool = False) -> bytes:
+    """The command that posts ``op``; ``runs``: channel, capacity and count of each run of frames for one channel.
+
+    ``apart``: the frame follows by itself.
+    """
     outbox, sender = op.outbox, op.outbox.sender
     if op.flags & VOID:
         runs = (first.channel, 0, 1)  # it was refused or given up: only its place in the chain is filled
     head, tail = _post_words(outbox.dialect.sha(POST), first.keys, first.retention, runs)
-    frame = sender.frame(op)
+    frame = b"" if apart else sender.frame(op)
     oldest = b"%d" % (op.stamp - first.retention * 1000)
-    cut = b"%d" % outbox.excess(first.keys[0], len(frame))
-    rest = _POST % (
-        HEADER_SIZE, sender.void(op), len(oldest), oldest, op.seq, sender.floor, len(cut), cut, tail,
+    cut = b"%d" % outbox.excess(first.keys[0], HEADER_SIZE + len(op.body))
+    return _POST % (
+        head, len(frame), frame, HEADER_SIZE, sender.void(op), len(oldest), oldest, op.seq, sender.floor,
+        len(cut), cut, tail,
     )  # fmt: skip
-    if len(frame) < LARGE:
-        return b"%b$%d\r\n%b%b" % (head, len(frame), frame, rest)
-    return [b"%b$%d\r\n" % (head, len(frame)), frame, rest]
 
 
 @functools.lru_cache(maxsize=16384)
@@ -331,8 +356,8 @@ def _post_words(
     return head, words(int(retention * 1000) + 60_000, *runs)
 
 
-#: What follows the frame: the void frame, the oldest entry to keep, seq and floor, the length to cut the log to.
-_POST = b"\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$16\r\n%016d\r\n$16\r\n%016d\r\n$%d\r\n%b\r\n%b"
+#: Those, with the frame, the void frame, the oldest entry to keep, seq and floor, and the length to cut the log to.
+_POST = b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$16\r\n%016d\r\n$16\r\n%016d\r\n$%d\r\n%b\r\n%b"
 
 
 def _unheard(op: Op) -> None:

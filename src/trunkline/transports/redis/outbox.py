@@ -35,7 +35,7 @@ MAX_WAITING = 10_000
 MAX_WAITING_BYTES = 16 << 20
 
 #: Bytes that one log may take, roughly.
-LOG_BYTES = 64 << 20
+LOG_BYTES = 128 << 20
 
 
 class _Log:
@@ -225,6 +225,11 @@ class Outbox:
             log.renew_at = now + retention / 4
             packed.append(pack(b"PEXPIRE", topic, int(retention * 1000) + 10_000))
         return packed
+
+    def discard(self, log: bytes, entry: bytes) -> None:
+        """Take a large entry that nobody may have out of its log before it is trimmed."""
+        if self._connection is not None:
+            self._connection.send(pack(b"XDEL", log, entry), _Unheeded())
 
     def renew(self, retention: float) -> list[tuple[bytes | str | int, ...]]:
         """Commands that give every log its time to live again, for a server that may have made them anew."""

@@ -34,6 +34,7 @@ _HARMLESS = {
     "xrange": "XRANGE k - + COUNT 1",
     "xrevrange": "XREVRANGE k + - COUNT 1",
     "xtrim": "XTRIM k MAXLEN ~ 1",
+    "xdel": "XDEL k 0",
     "get": "GET k",
     "getrange": "GETRANGE k 0 0",
     "set": "SET k x XX PX 1",

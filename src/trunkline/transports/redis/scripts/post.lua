@@ -1,14 +1,20 @@
 -- Post frames to a node as one, counting each against its channel. Answers OK, GONE, or FULL and which were refused: 1, 2, 3 …
+-- A large frame comes by itself behind this, a single one: then only what is refused is appended here, its void frame, so
+-- that nobody takes it.
 -- KEYS inbox, alive, depth, last, refused
--- ARGV frame, void frame, oldest id to keep, seq, floor, length to cut the log to (0: not now), ttl ms, then for each run
+-- ARGV frame (empty: a large one), void frame, oldest id to keep, seq, floor, length to cut the log to (0: not now), ttl ms, then for each run
 -- of frames for one channel: channel, capacity (-1: none), count
+local large = ARGV[1] == ''
 local last = redis.call('SET', KEYS[4], ARGV[4], 'PX', ARGV[7], 'GET')
 if last and tonumber(last) >= tonumber(ARGV[4]) then
   -- Done before, only the answer was lost.
   redis.call('SET', KEYS[4], last, 'PX', ARGV[7])
   for _, refusal in ipairs(redis.call('LRANGE', KEYS[5], 0, -1)) do
     local seq, places = string.match(refusal, '^(%d+)(.*)$')
-    if seq == ARGV[4] then return 'FULL' .. places end
+    if seq == ARGV[4] then
+      if large then redis.call('XADD', KEYS[1], '*', 'd', ARGV[2]) end
+      return 'FULL' .. places
+    end
   end
   return 'OK'
 end
@@ -23,6 +29,7 @@ if alive == '' or (not alive and not listens) then
     for run = 8, #ARGV, 3 do missed = missed + ARGV[run + 2] end
     redis.call('HINCRBY', KEYS[3], '@missed', missed)
     redis.call('PEXPIRE', KEYS[3], ARGV[7])
+    if large then redis.call('XADD', KEYS[1], '*', 'd', ARGV[2]) end
   end
   return 'GONE'
 end
@@ -71,8 +78,9 @@ if #refused > 0 then
     frame = table.concat(kept)
   end
 end
+if ARGV[6] ~= '0' then redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[6]) end
+if large and answer == 'OK' then return answer end
 redis.call('XADD', KEYS[1], 'MINID', '~', ARGV[3], '*', 'd', frame)
 if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[7]) end
-if ARGV[6] ~= '0' then redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[6]) end
 redis.call('PUBLISH', KEYS[1], frame)
 return answer
