@@ -82,8 +82,8 @@ class Reader:
 
 
 class BareLayer:
-    #: How much is asked for at a time, and how much may wait.
-    MOST, CAPACITY = 16, 100_000
+    #: How much is asked for at a time, how much is done in a moment, and how much may wait.
+    MOST, SWIFT, CAPACITY = 16, 50, 100_000
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -192,7 +192,7 @@ class BareLayer:
                 reader.waiter = asyncio.get_running_loop().create_future()
                 await reader.waiter
             reader.woken = False
-            request = reader.slot, next(self._numbers), reader.member, 600_000, self.MOST
+            request = reader.slot, next(self._numbers), reader.member, 600_000, self.MOST, self.SWIFT
             given = await self._commands.ask("EVALSHA", TAKE.sha, 6, *reader.keys, *request)
             reader.hand.extend(given[1::2])
             reader.listed = len(given) < 2 * self.MOST

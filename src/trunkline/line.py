@@ -4,6 +4,8 @@ server keeps a list of the readers that wait, and wakes them.
 Rules of this room: a line asks once; if the queue holds less than it asks for, the server lists it, and wakes it when
 there is something. A line whose consumer comes back at once is given several frames, its *hand*; what nobody has asked for
 a few milliseconds later goes back to its place in the queue, so a slow consumer never sits on what others could do.
+A server may leave the rest of a queue to a line whose consumer is quick, and tell nobody else: when the consumer stays away
+for a few milliseconds, the line passes that on.
 A cancelled pull takes nothing: what it may have been given goes to the next one, here or back on the server.
 """
 
@@ -23,6 +25,9 @@ _MOST, _MOST_BYTES = 16, 128 << 10
 
 #: Seconds within which a consumer is back that asks at once, and that a hand may lie unasked for.
 _AT_ONCE, _PATIENCE = 0.001, 0.005
+
+#: Seconds of work that are not worth waking another reader for.
+_MOMENT = 0.0005
 
 #: Lines kept for queues that nobody pulls from any more.
 _IDLE_LINES = 1000
@@ -73,8 +78,10 @@ class Line(ABC, Generic[_Given, _Taken]):
         #: The server has us on its list, as far as we know.
         self._listed = False
         self._woken = False
-        self._most = self._given = 1
+        self._most, self._given = 1, 0
         self._given_at = self._handed_at = 0.0
+        #: Frames that its consumer does in a moment, as far as the last ones tell.
+        self._swift = 0
         self._timer: asyncio.TimerHandle | None = None
         #: When a frame that is put off is due.
         self._due: asyncio.TimerHandle | None = None
@@ -130,6 +137,9 @@ class Line(ABC, Generic[_Given, _Taken]):
     def _adapt(self) -> None:
         """How much to ask for: the consumer is back, and all it was given is done."""
         now = time.monotonic()
+        if self._given:
+            self._swift = int(self._given * _MOMENT / max(now - self._given_at, 1e-6))
+            self._given = 0
         if now - self._handed_at > _AT_ONCE:
             self._most = 1
         elif now - self._given_at < _PATIENCE / 2:
@@ -142,11 +152,15 @@ class Line(ABC, Generic[_Given, _Taken]):
         # once is thus saved a request that finds nothing.
         self._asked = self._request(max(len(self._waiting), self._most))
 
-    def _give(self, frames: list[_Given], *, listed: bool) -> None:
-        """Take what the server gave: those who wait first, the rest stays in the hand for a moment."""
+    def _give(self, frames: list[_Given], *, listed: bool, more: bool = False) -> None:
+        """Take what the server gave: those who wait first, the rest stays in the hand for a moment.
+
+        Args:
+            more: There is more, of which nobody else was told.
+        """
         self._asked = None
         # A wake from before we asked is used up: who takes passes it on. One that overtook this answer is not.
-        self._woken = self._woken and listed
+        self._woken = (self._woken and listed) or more
         self._listed = listed and not self._woken
         self._given, self._given_at = len(frames), time.monotonic()
         waited = bool(self._waiting)

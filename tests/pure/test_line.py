@@ -7,6 +7,9 @@ from typing import Any
 
 from trunkline.line import Answer, Line
 
+#: What an answer ends with when there is more, of which nobody else was told.
+MORE = b"more"
+
 
 class _Request:
     def __init__(self, count: int, answer: Answer) -> None:
@@ -28,7 +31,9 @@ class _Line(Line[bytes, bytes]):
         return self.requests[-1]
 
     def answered(self, result: list[bytes]) -> None:
-        self._give(result, listed=len(result) < self.requests[-1].count)
+        more = result[-1:] == [MORE]
+        frames = result[: len(result) - more]
+        self._give(frames, listed=len(frames) < self.requests[-1].count, more=more)
 
     def _return(self, hand: list[bytes], *, listed: bool) -> None:
         self.returned.append((hand, listed))
@@ -99,3 +104,20 @@ async def test_a_refusal_is_told_to_those_who_wait_and_the_next_asks_anew() -> N
     pull = await _pull(line)
     line.requests[1].future.set_result([b"a"])
     assert await pull == b"a"
+
+
+async def test_more_that_nobody_was_told_of_is_asked_for_or_passed_on() -> None:
+    """Whoever comes back asks for it; when nobody does, another reader is told."""
+    line = _Line()
+    pull = await _pull(line)
+    line.requests[0].future.set_result([b"a", MORE])
+    assert await pull == b"a"
+    pull = await _pull(line)
+    line.requests[1].future.set_result([b"b", MORE])
+    assert await pull == b"b"
+    assert not line.returned
+    async with asyncio.timeout(10):
+        while not line.returned:
+            await asyncio.sleep(0.001)
+    assert line.returned == [([], True)]
+    assert len(line.requests) == 2

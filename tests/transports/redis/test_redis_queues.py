@@ -27,6 +27,11 @@ def nodes(server: Server, count: int) -> contextlib.AbstractAsyncContextManager[
     return opened(lambda prefix: Node(server, prefix, _pace=RARE, deadline=10.0), count)
 
 
+async def cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 @pytest.mark.usefixtures("quick")
 async def test_a_consumer_that_comes_back_at_once_gets_several(server: Server) -> None:
     """200 frames, pulled one after the other, cost far fewer than 200 requests, and keep their order."""
@@ -182,7 +187,7 @@ def test_a_repeated_take_gets_the_same(server: Server) -> None:
 
     def do(request: int, count: int) -> list[bytes]:
         answer: list[bytes] = server.call(
-            "EVAL", TAKE.text, 6, *held, *put_off, "slot", request, "n slot", 60_000, count
+            "EVAL", TAKE.text, 6, *held, *put_off, "slot", request, "n slot", 60_000, count, 0
         )
         return answer
 
@@ -217,6 +222,92 @@ async def test_large_and_small_frames_keep_their_order_on_a_full_socket(server: 
         assert b.frames == sent
         async with asyncio.timeout(10):
             assert [await b.transport.pull("jobs") for _ in range(20)] == sent
+
+
+def test_a_wake_on_its_way_is_not_doubled(server: Server) -> None:
+    """A push behind one of a moment ago wakes nobody: that has. Behind one that waits longer it does."""
+    root = unique()
+    keys = [f"{root}:{key}" for key in KEYS]
+
+    def is_heeded(seq: int) -> bool:
+        server.call("SADD", keys[2], "nobody slot")
+        server.call("EVAL", PUSH.text, 5, *keys, 500, 60_000, seq, 1, 60_000, "x")
+        return server.call("DEL", keys[2]) == 0
+
+    def several_at_once(first: int) -> bool:
+        assert is_heeded(first)  # the queue was empty
+        heeded = is_heeded(first + 1)
+        server.call("DEL", *keys[:2])
+        return heeded
+
+    # On a busy machine the second may come late.
+    assert any(not several_at_once(first) for first in range(1, 201, 2))
+    assert is_heeded(301)
+    time.sleep(0.01)
+    assert is_heeded(302)
+
+
+def test_a_quick_reader_comes_back_for_a_rest_by_itself(server: Server) -> None:
+    """What a reader does in a moment is left to it, of which it is told; it waits on the list while it does no more."""
+    root = unique()
+    keys = [f"{root}:{key}" for key in KEYS]
+    idle = keys[2]
+    held = [*keys[:3], f"{root}:held", f"{root}:schedule", f"{root}:contents"]
+    server.call("EVAL", PUSH.text, 5, *keys, 50, 60_000, 1, 1, 60_000, *"abcdefghij")
+
+    def take(request: int, count: int, swift: int) -> list[bytes | int]:
+        server.call("SADD", idle, "nobody else", "n slot")
+        answer: list[bytes | int] = server.call(
+            "EVAL", TAKE.text, 6, *held, "slot", request, "n slot", 60_000, count, swift
+        )
+        return answer[1::2] if len(answer) % 2 == 0 else [*answer[1::2], answer[-1]]
+
+    assert take(1, 2, 8) == [b"a", b"b", 0]
+    assert server.call("SMEMBERS", idle) == [b"nobody else"]
+    assert take(1, 2, 8) == [b"a", b"b"]  # asked again: others are told
+    assert b"nobody else" not in server.call("SMEMBERS", idle)
+    server.call("DEL", idle)
+    assert take(2, 3, 3) == [b"c", b"d", b"e"]  # too much is left
+    assert server.call("EXISTS", idle) == 0
+    assert take(3, 9, 4) == [b"f", b"g", b"h", b"i", b"j"]  # too much was given
+    assert server.call("SMEMBERS", idle) == [b"nobody else"]
+    server.call("EVAL", PUSH.text, 5, *keys, 50, 60_000, 2, 1, 60_000, *"kl")
+    assert take(4, 9, 2) == [b"k", b"l"]
+    assert sorted(server.call("SMEMBERS", idle)) == [b"n slot", b"nobody else"]
+    assert server.without_ttl(root) == []
+
+
+async def test_nothing_is_left_lying_behind_a_quick_consumer(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has done all that it was given and stops, while there is more: another that waits has it, without a poll."""
+    monkeypatch.setattr(lines, "_AT_ONCE", 10.0)
+    async with nodes(server, 3) as (a, b, c):
+        got: list[bytes] = []
+        came = asyncio.Event()
+
+        async def consume(node: Node, most: int) -> None:
+            for _ in range(most):
+                got.append(await node.transport.pull("jobs"))
+                came.set()
+
+        await push(a, 0, 64)
+        await consume(b, 64)
+        others = asyncio.create_task(consume(c, 1000))
+        for first in range(0, 400, 20):
+            got.clear()
+            quick = asyncio.create_task(consume(b, 16))
+            line = b.transport._links[0].readers._lines["jobs"]
+            await eventually(lambda: line._listed)  # noqa: B023
+            line._most, line._swift = 16, 50
+            await push(a, first, 20)
+            async with asyncio.timeout(10):
+                while len(got) < 20:
+                    came.clear()
+                    await came.wait()
+            await cancelled(quick)
+            assert sorted(got) == numbers(first, 20)
+        await cancelled(others)
 
 
 @pytest.mark.usefixtures("quick")

@@ -42,16 +42,19 @@ class _Line(Line[_Given, bytes]):
     def _request(self, count: int) -> ScriptOp:
         self._count = count
         args: list[bytes | str | int] = [self._slot, next(self._requests), self._member, _MEMORY_MS, count]
+        args.append(self._swift)
         answer = Answer(self, self._loop)
         take = ScriptOp(self._outbox, TAKE, self._keys, args, patient=True, future=answer)
         self._outbox.submit(take)
         return take
 
     def answered(self, result: list[Any]) -> None:
-        if len(result) % 2:
-            self._look_again(result.pop() / 1000)
+        due = result.pop() if len(result) % 2 else None
+        if due:
+            self._look_again(due / 1000)
         frames = list(zip(result[::2], result[1::2], strict=True))
-        self._give(frames, listed=len(frames) < self._count)
+        listed = not frames or (len(frames) < self._count and len(frames) <= self._swift)
+        self._give(frames, listed=listed, more=due == 0)
 
     def _return(self, hand: list[_Given], *, listed: bool) -> None:
         hand.reverse()

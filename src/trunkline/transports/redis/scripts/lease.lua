@@ -21,5 +21,5 @@ end
 frame = string.char(math.min(string.byte(frame) + 1, 255)) .. string.sub(frame, 2)
 put_off(KEYS[4], KEYS[5], ARGV[1], now + tonumber(ARGV[4]), now, tonumber(ARGV[5]), frame)
 redis.call('SREM', KEYS[3], ARGV[2])
-if redis.call('LLEN', KEYS[1]) > 0 then wake(KEYS[3]) end
+for _ = 1, math.min(redis.call('LLEN', KEYS[1]), 2) do wake(KEYS[3]) end
 return frame

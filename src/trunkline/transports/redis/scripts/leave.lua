@@ -16,10 +16,12 @@ else
   redis.call('PEXPIRE', KEYS[4], ARGV[4]) -- a write, for who waits for replicas
 end
 redis.call('SREM', KEYS[3], ARGV[3])
-while redis.call('LLEN', KEYS[1]) > 0 do
+-- Two, as who takes does: a reader that gives back is slow.
+local woken = 0
+while woken < math.min(redis.call('LLEN', KEYS[1]), 2) do
   local idle = redis.call('SPOP', KEYS[3])
   if not idle then break end
   local channel, slot = string.match(idle, '^(.*) (%S+)$')
-  if redis.call('PUBLISH', channel, 'W' .. slot) > 0 then break end
+  if redis.call('PUBLISH', channel, 'W' .. slot) > 0 then woken = woken + 1 end
 end
 return 'OK'

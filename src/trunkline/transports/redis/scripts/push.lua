@@ -13,11 +13,15 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local capacity, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
 local length = redis.call('LLEN', KEYS[2])
-while length > 0 and tonumber(redis.call('LINDEX', KEYS[2], 0)) <= now do
+local oldest
+while length > 0 do
+  oldest = tonumber(redis.call('LINDEX', KEYS[2], 0))
+  if oldest > now then break end
   redis.call('LPOP', KEYS[1])
   redis.call('LPOP', KEYS[2])
   length = length - 1
 end
+local age = length > 0 and now + ttl - oldest
 if length + count > capacity then
   -- A frame with a shorter life may have died behind one with a longer. No frame is empty, so '' can mark the dead.
   for place, deadline in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
@@ -45,6 +49,8 @@ if length == 0 or redis.call('PTTL', KEYS[1]) < ttl then
   redis.call('PEXPIRE', KEYS[1], math.floor(ttl * 1.25) + 10000)
   redis.call('PEXPIRE', KEYS[2], math.floor(ttl * 1.25) + 10000)
 end
+-- What came a moment ago has woken a reader, who is on its way, or found all of them busy.
+if age and age >= 0 and age < 5 then return count end
 -- One is enough: who takes some wakes the next ones.
 while true do
   local idle = redis.call('SPOP', KEYS[3])

@@ -1,9 +1,10 @@
--- Take the oldest live frames; with fewer than wanted, put the reader on the idle list. Answers deadlines and frames in turn,
--- and then, for an idle reader, in how many ms a frame is due, if one is.
+-- Take the oldest live frames; with fewer than wanted, and no more than the reader does in a moment, put it on the idle list.
+-- Answers deadlines and frames in turn, and then, for an idle reader, in how many ms a frame is due, if one is; for one that is
+-- to come back for the rest of the queue, or to pass it on, 0.
 -- What a slot was given is remembered until its next request, so a request repeated after a lost answer gets the same
 -- frames, and one that comes late by another road (its number is old) gets nothing.
 -- KEYS frames, deadlines, idle, held by the slot, schedule, contents
--- ARGV slot, request, idle member, memory ms, frames wanted
+-- ARGV slot, request, idle member, memory ms, frames wanted, frames that the reader does in a moment
 local held = redis.call('GETRANGE', KEYS[4], 0, 19)
 if held ~= '' then
   local number, at = string.match(held, '^(%d+) ()')
@@ -11,6 +12,7 @@ if held ~= '' then
   if number == ARGV[2] then
     redis.call('PEXPIRE', KEYS[4], ARGV[4]) -- a write, for who waits for replicas
     held = string.sub(redis.call('GET', KEYS[4]), at)
+    if redis.call('LLEN', KEYS[1]) > 0 then wake(KEYS[3]) end
     return held ~= '' and cmsgpack.unpack(held) or {}
   end
 end
@@ -28,19 +30,20 @@ repeat
   end
 until not frames or #given > 0
 redis.call('SET', KEYS[4], ARGV[2] .. ' ' .. (#given > 0 and cmsgpack.pack(given) or ''), 'PX', ARGV[4])
-if #given < 2 * tonumber(ARGV[5]) then
+local count, swift = #given / 2, tonumber(ARGV[6])
+if count == 0 or count < tonumber(ARGV[5]) and count <= swift then
   redis.call('SADD', KEYS[3], ARGV[3])
   redis.call('PEXPIRE', KEYS[3], ARGV[4])
   if due then given[#given + 1] = math.max(due - now, 1) end
   return given
 end
 redis.call('SREM', KEYS[3], ARGV[3])
--- Whoever takes passes the wake on, to two while there is more: a push wakes one reader, however much it brings.
-local woken = 0
-while woken < math.min(redis.call('LLEN', KEYS[1]), 2) do
-  local idle = redis.call('SPOP', KEYS[3])
-  if not idle then break end
-  local channel, slot = string.match(idle, '^(.*) (%S+)$')
-  if redis.call('PUBLISH', channel, 'W' .. slot) > 0 then woken = woken + 1 end
+-- Whoever takes passes the wake on, to two while there is more than itself does in a moment: a push wakes one reader, however
+-- much it brings.
+local left = redis.call('LLEN', KEYS[1])
+if left > 0 and left <= swift then
+  given[#given + 1] = 0
+  return given
 end
+for _ = 1, math.min(left, 2) do wake(KEYS[3]) end
 return given
