@@ -775,12 +775,11 @@ def test_no_two_frames_share_a_place(stores: Callable[[], Store], seed: int) -> 
                 store.enqueue("q", time.time() + 60, frame)
                 queue[number] = frame
             elif what in ("take", "lease") and queue:
-                [found] = store.dequeue("q", 1)
-                oldest = int(found.frame.partition(b".")[0])
-                assert found.frame == queue.pop(oldest)
+                [(row, frame)] = store.dequeue("q", 1)
+                assert frame == queue.pop(int(frame.partition(b".")[0]))
                 if what == "lease":
-                    token = store.put_off("q", time.time() + 60, 60, found.body, 1)
-                    held[token] = found.frame
+                    token = store.put_off("q", time.time() + 60, 60, row[2], 1)
+                    held[token] = frame
             elif what == "settle" and held:
                 token = chance.choice(sorted(held))
                 assert store.settle("q", token)
@@ -800,7 +799,7 @@ def test_no_two_frames_share_a_place(stores: Callable[[], Store], seed: int) -> 
             store.clean()
             store.commit()
     assert store.begin()
-    frames = [found.frame for found in store.dequeue("q", 1000)]
+    frames = [frame for _, frame in store.dequeue("q", 1000)]
     assert sorted(frames) == sorted(waiting.values())
     for token, frame in leased.items():
         [(there,)] = store._do("SELECT body FROM put_off WHERE token = ?", (token,))

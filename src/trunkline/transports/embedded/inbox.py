@@ -49,11 +49,12 @@ class Inbox:
             return True
         if frames is None or previous > mark:
             return False
-        if sum(length(frame[4]) for frame in frames if type(frame[4]) is str) > _BYTES:
-            return False
         self._marks[sender] = last
+        until = self.delivered + _BYTES
         for id, topic, channel, capacity, body in frames:
-            if id > mark and not self._take(store, id, topic, channel, capacity, body):
+            if id <= mark:
+                continue
+            if self.delivered > until or not self._take(store, id, topic, channel, capacity, body):
                 self._marks[sender] = id - 1
                 return False
         return True
@@ -84,7 +85,7 @@ class Inbox:
     ) -> bool:
         """Deliver a frame to whom it concerns; False when its body is gone."""
         if id > self.topics.get(topic, id):
-            frame = store.load(id, body)
+            frame = body if isinstance(body, bytes) else store.load(id, body)
             if frame is None:
                 return False
             self.delivered += len(frame) + 100

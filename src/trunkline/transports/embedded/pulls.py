@@ -141,7 +141,7 @@ class Pulls:
             terms = [waiting.terms for waiting in readers.waiting if not waiting.done()]
             due = store.bring(queue)
             rows = store.dequeue(queue, len(terms))
-            taken = [_take(store, queue, row, each) for row, each in zip(rows, terms, strict=False)]
+            taken = [_take(store, queue, *row, each) for row, each in zip(rows, terms, strict=False)]
             idle = 0 < len(terms) > len(rows)
             if idle:
                 store.await_work(queue, self._node)
@@ -197,9 +197,10 @@ class Pulls:
         self._writer.submit(work)
 
 
-def _take(store: Store, queue: str, found: Queued, terms: Terms | None) -> Taken:
+def _take(store: Store, queue: str, row: Queued, frame: bytes, terms: Terms | None) -> Taken:
+    id, expires, body, tries = row
     token = None
     if terms is not None:
         seconds, ttl = terms
-        token = store.put_off(queue, time.time() + seconds, ttl, found.body, found.tries + 1)
-    return Taken(found.row, found.expires, found.frame, found.tries, token, terms)
+        token = store.put_off(queue, time.time() + seconds, ttl, body, tries + 1)
+    return Taken(id, expires, frame, tries, token, terms)

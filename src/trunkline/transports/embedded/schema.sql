@@ -26,6 +26,7 @@ END;
 CREATE TRIGGER queue_shrank AFTER DELETE ON queue BEGIN
     UPDATE backlog SET n = n - 1 WHERE queue = old.queue;
     DELETE FROM backlog WHERE queue = old.queue AND n <= 0;
+    DELETE FROM large WHERE typeof(old.body) = 'text' AND place = old.body;
 END;
 
 -- Frames that go to the front of their queue when they are due, to live there for `ttl` seconds: delayed or leased ones.
@@ -78,13 +79,8 @@ CREATE TRIGGER tag_went AFTER DELETE ON tagged WHEN old.tag <> '' BEGIN
 END;
 
 -- The places of the bodies in the file beside this one. In the tables above, `body` is then the place, as text.
+-- They go with their rows; those of the log are deleted by whoever deletes the frames, where a trigger is too dear.
 CREATE TABLE large (place TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TRIGGER large_frame_went AFTER DELETE ON frame WHEN typeof(old.body) = 'text' BEGIN
-    DELETE FROM large WHERE place = old.body;
-END;
-CREATE TRIGGER large_queue_went AFTER DELETE ON queue WHEN typeof(old.body) = 'text' BEGIN
-    DELETE FROM large WHERE place = old.body;
-END;
 CREATE TRIGGER large_put_off_went AFTER DELETE ON put_off WHEN typeof(old.body) = 'text' BEGIN
     DELETE FROM large WHERE place = old.body;
 END;

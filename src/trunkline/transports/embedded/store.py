@@ -24,7 +24,6 @@ __all__ = [
     "PAGE",
     "Frame",
     "Identity",
-    "Queued",
     "Store",
     "beside",
     "close_inherited",
@@ -51,6 +50,9 @@ _UNTOLD = 600.0
 _UNREAPED = "until <= ? AND (mark <> 1 OR n > 0 OR until <= ?)"
 #: Seconds that ``begin`` may keep the event loop.
 _SPIN = 0.00015
+
+#: A row of a queue: its id, when it expires, what it holds, and how often it was leased.
+Queued = tuple[int, float, Body, int]
 
 #: Connections of the parent of this forked process.
 _inherited: list[sqlite3.Connection] = []
@@ -84,17 +86,6 @@ def is_full(error: BaseException) -> bool:
 
 def is_corrupt(error: BaseException) -> bool:
     return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-class Queued(NamedTuple):
-    """A frame that was taken from a queue."""
-
-    row: int
-    expires: float
-    frame: bytes
-    tries: int
-    #: What its row held.
-    body: Body
 
 
 class Store:
@@ -244,11 +235,9 @@ class Store:
     def _has_frame(self, id: int) -> bool:
         return self._one("SELECT 1 FROM frame WHERE id = ?", id) is not None
 
-    def load(self, id: int, body: Body) -> bytes | None:
-        """The frame that a row of the log holds; None when the row was deleted meanwhile, or its body is lost."""
-        if isinstance(body, bytes):
-            return body
-        frame = self._large.read(body)
+    def load(self, id: int, place: str) -> bytes | None:
+        """The large body of a row of the log; None when the row was deleted meanwhile, or the body is lost."""
+        frame = self._large.read(place)
         if not self._has_frame(id):  # so another body may be at its place
             return None
         self.robbed = self.robbed or frame is None
@@ -256,7 +245,9 @@ class Store:
 
     def _fetch(self, body: Body) -> bytes | None:
         """The frame that a row holds, in a transaction; None when its body is lost."""
-        frame = body if isinstance(body, bytes) else self._large.read(body)
+        if isinstance(body, bytes):
+            return body
+        frame = self._large.read(body)
         self.robbed = self.robbed or frame is None
         return frame
 
@@ -275,7 +266,7 @@ class Store:
         self._do("DELETE FROM depth WHERE node = ?", (node,))
         self._do("UPDATE keeper SET until = min(until, ?) WHERE node = ?", (time.time(), node))
         if self._one("SELECT 1 FROM node LIMIT 1") is None:
-            self._do("DELETE FROM frame")
+            self._forget("true")
 
     def nodes(self) -> list[str]:
         return [row[0] for row in self._do("SELECT name FROM node")]
@@ -347,7 +338,7 @@ class Store:
             return
         read = self._read_by_all()
         if read >= oldest:
-            self._do("DELETE FROM frame WHERE id <= ?", (min(read, oldest + count),))
+            self._forget("id <= ?", min(read, oldest + count))
             return
         head = self._do("SELECT id, expires FROM frame ORDER BY id LIMIT ?", (count,)).fetchall()
         fresh = next((index for index, (_, expires) in enumerate(head) if expires > stale), len(head))
@@ -360,16 +351,26 @@ class Store:
             " WHERE f.id <= :cut AND f.id > node.watermark AND f.id > s.since AND f.sender <> node.name)",
             {"cut": cut},
         )
-        self._do("DELETE FROM frame WHERE id <= ?", (cut,))
+        self._forget("id <= ?", cut)
 
     def _purge_settled(self, count: int) -> None:
         """Delete those of the oldest frames that all have read whom they concern; others may not have looked yet."""
-        self._do(
-            "DELETE FROM frame WHERE id < (SELECT min(id) FROM frame) + ? AND NOT EXISTS ("
+        self._forget(
+            "id < (SELECT min(id) FROM frame) + ? AND NOT EXISTS ("
             " SELECT 1 FROM subscription s JOIN node n ON n.name = s.node"
             " WHERE s.topic = frame.topic AND s.since < frame.id AND n.watermark < frame.id AND n.name <> frame.sender)",
-            (count,),
+            count,
         )
+
+    def _forget(self, which: str, *values: Any) -> None:
+        """Delete frames of the log, with their bodies."""
+        if self._one("SELECT 1 FROM large LIMIT 1") is not None:
+            self._do(
+                "DELETE FROM large WHERE place IN"
+                f" (SELECT body FROM frame WHERE typeof(body) = 'text' AND {which})",
+                values,
+            )
+        self._do(f"DELETE FROM frame WHERE {which}", values)
 
     # Depth: posted frames that wait
 
@@ -400,10 +401,10 @@ class Store:
         body = self._keep(body)
         self._do("INSERT INTO queue VALUES (?, ?, ?, ?, ?)", (row, queue, expires, body, tries))
 
-    def dequeue(self, queue: str, count: int) -> list[Queued]:
-        """Take the oldest live frames."""
+    def dequeue(self, queue: str, count: int) -> list[tuple[Queued, bytes]]:
+        """Take the oldest live frames, each with its row."""
         now = time.time()
-        taken: list[Queued] = []
+        taken: list[tuple[Queued, bytes]] = []
         while len(taken) < count:
             rows = self._do(
                 "SELECT id, expires, body, tries FROM queue WHERE queue = ? ORDER BY id LIMIT ?",
@@ -412,9 +413,9 @@ class Store:
             if not rows:
                 break
             self._do("DELETE FROM queue WHERE queue = ? AND id <= ?", (queue, rows[-1][0]))
-            for id, expires, body, tries in rows:
-                if expires > now and (frame := self._fetch(body)) is not None:
-                    taken.append(Queued(id, expires, frame, tries, body))
+            for row in rows:
+                if row[1] > now and (frame := self._fetch(row[2])) is not None:
+                    taken.append((row, frame))
         return taken
 
     def has_work(self, queue: str) -> bool:
@@ -658,7 +659,8 @@ class Store:
         return self._one("SELECT min(watermark) FROM node") or 0
 
     def flush(self) -> None:
-        for table in ("frame", "queue", "put_off", "binding", "depth", "history", "record", "keeper"):
+        self._forget("true")
+        for table in ("queue", "put_off", "binding", "depth", "history", "record", "keeper"):
             self._do(f"DELETE FROM {table}")
 
 
