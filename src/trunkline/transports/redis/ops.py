@@ -24,7 +24,7 @@ __all__ = ["FOR_EVER", "Batch", "Op", "PlainOp", "Post", "Posts", "Publish", "Pu
 FOR_EVER = float("inf")
 
 #: Bytes from which on a frame is only appended to its log, and what is pushed is its head.
-HEADED = 128 << 10
+HEADED = 64 << 10
 
 
 class Op(Sent):
