@@ -68,6 +68,26 @@ async def test_others_do_not_wait_for_a_large_frame_but_its_sender_does(
         assert b.frames == [b"another", large, b"behind it", b"too"]
 
 
+async def test_a_large_frame_that_goes_with_its_log_is_told(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = unique()
+    async with Node(server, prefix) as a, Node(server, prefix) as b:
+        await b.transport.subscribe("room")
+        (link,) = b.transport._links
+        fetch = link.inflow._fetch
+
+        async def emptied(*args: Any) -> None:
+            server.call("FLUSHALL")
+            await fetch(*args)
+
+        monkeypatch.setattr(link.inflow, "_fetch", emptied)
+        await a.transport.publish("room", bytes(HEADED), TTL)
+        await a.transport.publish("room", b"behind it", TTL)
+        await eventually(lambda: b.frames == [b"behind it"])
+        assert b.gaps == ["room"]
+
+
 async def test_what_a_node_sends_itself_is_not_fetched(server: Server) -> None:
     prefix = unique()
     async with Node(server, prefix) as a:
