@@ -133,7 +133,7 @@ class BareLayer:
         frame = ormsgpack.packb([channel, "", message])
         counted = (channel, -1, 1)
         await self._commands.ask(
-            "EVALSHA", POST.sha, 5, inbox, *keys, frame, b"", 0, next(self._numbers), 0, 0, 60000, *counted
+            "EVALSHA", POST.sha, 5, inbox, *keys, frame, 0, next(self._numbers), 0, 0, 60000, *counted
         )
 
     def _push(self, queue: str, frame: bytes) -> asyncio.Future[Any]:

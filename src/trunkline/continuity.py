@@ -115,7 +115,8 @@ class Sender(Generic[_S]):
 
     def frame(self, sent: _S) -> bytes:
         """The bytes to send: the header and the body."""
-        return self.header(sent) + sent.body
+        head = _HEADER.pack(_MARK | sent.flags, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
+        return head + sent.body
 
     def header(self, sent: _S) -> bytes:
         """What stands in front of the body."""

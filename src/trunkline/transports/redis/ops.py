@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...continuity import HEADER_SIZE, VOID, Sent
 from ...errors import ChannelFull, TransportUnavailable
 from .connection import LARGE, ReplyError, pack, pack_large, words
-from .scripts import POST, PUSH, REMEMBER, Script
+from .scripts import PUSH, REMEMBER, Script
 
 if TYPE_CHECKING:
     from .outbox import Outbox
@@ -47,7 +47,7 @@ class Op(Sent):
         self.want = 1
         self.outbox = outbox
         self.expires = time.monotonic() + ttl
-        self.future: asyncio.Future[Any] = outbox.loop.create_future() if future is None else future
+        self.future: asyncio.Future[Any] = asyncio.Future(loop=outbox.loop) if future is None else future
 
     def commands(self) -> bytes | list[bytes]:
         """The packed commands, in parts if they are large; ``want`` says how many."""
@@ -332,18 +332,17 @@ class _Each(asyncio.Future[list[Any]]):
 def _post(op: Op, first: Post | Posts, runs: tuple[str | int, ...], *, apart: bool = False) -> bytes:
     """The command that posts ``op``; ``runs``: channel, capacity and count of each run of frames for one channel.
 
-    ``apart``: the frame follows by itself.
+    ``apart``: the body follows by itself.
     """
     outbox, sender = op.outbox, op.outbox.sender
     if op.flags & VOID:
         runs = (first.channel, 0, 1)  # it was refused or given up: only its place in the chain is filled
-    head, tail = _post_words(outbox.dialect.sha(POST), first.keys, first.retention, runs)
-    frame = b"" if apart else sender.frame(op)
+    head, tail = _post_words(outbox.post_sha, first.keys, first.retention, runs)
+    frame = sender.header(op) if apart else sender.frame(op)
     oldest = b"%d" % (op.stamp - first.retention * 1000)
     cut = b"%d" % outbox.excess(first.keys[0], HEADER_SIZE + len(op.body))
     return _POST % (
-        head, len(frame), frame, HEADER_SIZE, sender.void(op), len(oldest), oldest, op.seq, sender.floor,
-        len(cut), cut, tail,
+        head, len(frame), frame, len(oldest), oldest, op.seq, sender.floor, len(cut), cut, tail,
     )  # fmt: skip
 
 
@@ -352,12 +351,12 @@ def _post_words(
     sha: str, keys: tuple[bytes, ...], retention: float, runs: tuple[str | int, ...]
 ) -> tuple[bytes, bytes]:
     """What all posts of the same runs have in common, before and behind what they have not."""
-    head = b"*%d\r\n%b" % (10 + len(keys) + len(runs), words(b"EVALSHA", sha, len(keys), *keys))
+    head = b"*%d\r\n%b" % (9 + len(keys) + len(runs), words(b"EVALSHA", sha, len(keys), *keys))
     return head, words(int(retention * 1000) + 60_000, *runs)
 
 
-#: Those, with the frame, the void frame, the oldest entry to keep, seq and floor, and the length to cut the log to.
-_POST = b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$16\r\n%016d\r\n$16\r\n%016d\r\n$%d\r\n%b\r\n%b"
+#: Those, with the frame, the oldest entry to keep, seq and floor, and the length to cut the log to.
+_POST = b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n$16\r\n%016d\r\n$16\r\n%016d\r\n$%d\r\n%b\r\n%b"
 
 
 def _unheard(op: Op) -> None:

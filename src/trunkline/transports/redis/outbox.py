@@ -21,6 +21,7 @@ from .dialect import PLAIN, Dialect
 from .hosts import Host
 from .ops import FOR_EVER, Batch, Op, Post, Posts, Push
 from .replicas import Line
+from .scripts import POST
 
 __all__ = ["Outbox"]
 
@@ -78,6 +79,7 @@ class Outbox:
         self._host = host
         self._echo = echo
         self.dialect = dialect
+        self.post_sha = dialect.sha(POST)
         self._redirect = redirect
         self.log_length = log_length
         self._connection: Line | None = None
@@ -205,7 +207,7 @@ class Outbox:
 
     def excess(self, topic: bytes, size: int) -> int:
         """Count a frame of a log; returns to how many frames the log must be cut now, mostly 0: not now."""
-        log = self._log(topic)
+        log = self._logs.get(topic) or self._log(topic)
         log.frames += 1
         log.bytes += size
         # Each sender looks at what itself has sent, every eighth of the bound: senders need not know of each other.

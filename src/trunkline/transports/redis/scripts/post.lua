@@ -2,17 +2,22 @@
 -- A large frame comes by itself behind this, a single one: then only what is refused is appended here, its void frame, so
 -- that nobody takes it.
 -- KEYS inbox, alive, depth, last, refused
--- ARGV frame (empty: a large one), void frame, oldest id to keep, seq, floor, length to cut the log to (0: not now), ttl ms, then for each run
--- of frames for one channel: channel, capacity (-1: none), count
-local large = ARGV[1] == ''
-local last = redis.call('SET', KEYS[4], ARGV[4], 'PX', ARGV[7], 'GET')
-if last and tonumber(last) >= tonumber(ARGV[4]) then
+-- ARGV frame (its header only: a large one), oldest id to keep, seq, floor, length to cut the log to (0: not now), ttl ms,
+-- then for each run of frames for one channel: channel, capacity (-1: none), count
+local HEADER, VOID = 37, 1 -- bytes of the header; what the first of them has in a void frame
+local large = #ARGV[1] == HEADER
+local function void()
+  local mark = string.byte(ARGV[1])
+  return string.char(mark % 2 == VOID and mark or mark + VOID) .. string.sub(ARGV[1], 2, HEADER)
+end
+local last = redis.call('SET', KEYS[4], ARGV[3], 'PX', ARGV[6], 'GET')
+if last and tonumber(last) >= tonumber(ARGV[3]) then
   -- Done before, only the answer was lost.
-  redis.call('SET', KEYS[4], last, 'PX', ARGV[7])
+  redis.call('SET', KEYS[4], last, 'PX', ARGV[6])
   for _, refusal in ipairs(redis.call('LRANGE', KEYS[5], 0, -1)) do
     local seq, places = string.match(refusal, '^(%d+)(.*)$')
-    if seq == ARGV[4] then
-      if large then redis.call('XADD', KEYS[1], '*', 'd', ARGV[2]) end
+    if seq == ARGV[3] then
+      if large then redis.call('XADD', KEYS[1], '*', 'd', void()) end
       return 'FULL' .. places
     end
   end
@@ -26,10 +31,10 @@ if alive == '' or (not alive and not listens) then
   if not alive then
     -- Perhaps it is only cut off: then it is told when it is back.
     local missed = 0
-    for run = 8, #ARGV, 3 do missed = missed + ARGV[run + 2] end
+    for run = 7, #ARGV, 3 do missed = missed + ARGV[run + 2] end
     redis.call('HINCRBY', KEYS[3], '@missed', missed)
-    redis.call('PEXPIRE', KEYS[3], ARGV[7])
-    if large then redis.call('XADD', KEYS[1], '*', 'd', ARGV[2]) end
+    redis.call('PEXPIRE', KEYS[3], ARGV[6])
+    if large then redis.call('XADD', KEYS[1], '*', 'd', void()) end
   end
   return 'GONE'
 end
@@ -37,7 +42,7 @@ end
 if listens then redis.call('SET', KEYS[2], 'late', 'PX', 8000) end
 local frame, answer = ARGV[1], 'OK'
 local count, refused = 0, {}
-for run = 8, #ARGV, 3 do
+for run = 7, #ARGV, 3 do
   local channel, capacity, many = ARGV[run], tonumber(ARGV[run + 1]), tonumber(ARGV[run + 2])
   local depth = redis.call('HINCRBY', KEYS[3], channel, many)
   if capacity >= 0 and depth > capacity then
@@ -46,26 +51,26 @@ for run = 8, #ARGV, 3 do
     for place = many - over + 1, many do refused[#refused + 1] = count + place end
   elseif depth == many and redis.call('PTTL', KEYS[3]) < 0 then
     -- The owner prolongs it; should it die first, the count must not stay for ever.
-    redis.call('PEXPIRE', KEYS[3], ARGV[7])
+    redis.call('PEXPIRE', KEYS[3], ARGV[6])
   end
   count = count + many
 end
 if #refused > 0 then
   answer = table.concat(refused, ' ')
   local first = redis.call('LINDEX', KEYS[5], 0)
-  while first and tonumber(string.match(first, '^%d+')) < tonumber(ARGV[5]) do
+  while first and tonumber(string.match(first, '^%d+')) < tonumber(ARGV[4]) do
     redis.call('LPOP', KEYS[5])
     first = redis.call('LINDEX', KEYS[5], 0)
   end
-  redis.call('RPUSH', KEYS[5], ARGV[4] .. ' ' .. answer)
-  redis.call('PEXPIRE', KEYS[5], ARGV[7])
+  redis.call('RPUSH', KEYS[5], ARGV[3] .. ' ' .. answer)
+  redis.call('PEXPIRE', KEYS[5], ARGV[6])
   answer = 'FULL ' .. answer
   if #refused == count then
-    frame = ARGV[2]
+    frame = void()
   else
-    -- The same without those: a head as long as the void frame, then each frame behind its size.
-    local at, out = #ARGV[2] + 1, 1
-    local kept = {string.sub(frame, 1, at - 1)}
+    -- The same without those: the header, then each frame behind its size.
+    local at, out = HEADER + 1, 1
+    local kept = {string.sub(frame, 1, HEADER)}
     for place = 1, count do
       local stop = at + 4 + struct.unpack('>I4', frame, at)
       if refused[out] == place then
@@ -78,9 +83,9 @@ if #refused > 0 then
     frame = table.concat(kept)
   end
 end
-if ARGV[6] ~= '0' then redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[6]) end
+if ARGV[5] ~= '0' then redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[5]) end
 if large and answer == 'OK' then return answer end
-redis.call('XADD', KEYS[1], 'MINID', '~', ARGV[3], '*', 'd', frame)
-if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[7]) end
+redis.call('XADD', KEYS[1], 'MINID', '~', ARGV[2], '*', 'd', frame)
+if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[6]) end
 redis.call('PUBLISH', KEYS[1], frame)
 return answer
