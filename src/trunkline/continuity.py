@@ -131,8 +131,13 @@ class Sender(Generic[_S]):
         flags, sid, seq, _, _, _ = _unpack(head)
         if sid != self.sid or not flags & HEAD:
             return None
+        sent = self.find(seq)
+        return None if sent is None else self.frame(sent)
+
+    def find(self, seq: int) -> _S | None:
+        """What has this number, if it is still here."""
         here = itertools.chain(reversed(self._unanswered), reversed(self._kept))
-        return next((self.frame(sent) for sent in here if sent.seq == seq), None)
+        return next((sent for sent in here if sent.seq == seq), None)
 
     def void(self, sent: _S) -> bytes:
         """The bytes to send in its place when it is refused: they keep the chain closed."""
@@ -140,6 +145,8 @@ class Sender(Generic[_S]):
 
     def answer(self, sent: _S, now: float) -> None:
         """The server did it. Frames of a chain are kept for a replay. ``now`` is a local clock in seconds."""
+        if sent.done:
+            return  # it was done before, and asked for once more
         sent.done = True
         waiting = self._unanswered
         while waiting and waiting[0].done:
@@ -435,12 +442,13 @@ class Receiver:
         """Whether a frame is still to be found in this log."""
         return any(item.topic.name == topic for item in self._fetching)
 
-    def fetched(self) -> None:
-        """End a round: a frame that was not found is like one whose push was lost."""
+    def fetched(self) -> list[tuple[bytes, int]]:
+        """End a round: a frame that was not found is like one whose push was lost; returns sid and number of each."""
         missing = [item for item in self._fetching if self._wants(item)]
         self._fetching = []
         for item in missing:
             self._recover(item.topic, item.topic.since)
+        return [(item.sid, item.seq) for item in missing]
 
     def release(self) -> list[tuple[bytes, bytes]]:
         """What is held no longer, (topic, body), to be delivered in this order."""

@@ -68,9 +68,8 @@ class Node:
 class Load:
     """Nodes that publish to all topics and post to each other for as long as it runs; now and then a large frame."""
 
-    def __init__(self, nodes: list[Node], topics: int = 5, large: int = HEADED) -> None:
+    def __init__(self, nodes: list[Node], topics: int = 5) -> None:
         self.nodes = nodes
-        self._large = large
         self.topics = [f"topic.{n}" for n in range(topics)]
         self.sent: dict[str, list[bytes]] = {node.name: [] for node in nodes}
         self.failed: list[BaseException] = []
@@ -103,8 +102,9 @@ class Load:
             await asyncio.gather(*calls)
             await asyncio.sleep(0.002)
 
-    def _width(self, count: int) -> int:
-        return self._large if count % 32 == 0 else 6
+    @staticmethod
+    def _width(count: int) -> int:
+        return HEADED if count % 32 == 0 else 6
 
     async def _one(self, call: Any, frame: bytes, receivers: list[Node]) -> None:
         try:

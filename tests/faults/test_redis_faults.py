@@ -119,12 +119,10 @@ async def test_flushed_scripts_come_back(server: Server) -> None:
 
 
 async def test_flushall_costs_nothing(server: Server) -> None:
-    """FLUSHALL under load: pushes still flow, posts find their node, and no key is left for ever.
-
-    A large frame that was not fetched yet goes with it, and is told."""
+    """FLUSHALL under load: pushes still flow, posts find their node, and no key is left for ever."""
     prefix = unique()
     async with Node(server, prefix) as a, Node(server, prefix) as b:
-        async with Load([a, b], large=6) as load:
+        async with Load([a, b]) as load:
             for _ in range(5):
                 await asyncio.sleep(0.15)
                 server.call("FLUSHALL")

@@ -9,7 +9,6 @@ Where it ends:
 - A server that loses queues, or the end of them, may hand out a frame again or not at all: their readers keep no marks.
 - A sender that dies within ``Pace.window`` seconds takes with it what its server then forgets.
 - A process that is killed outright takes with it what its pulls were given: a frame each, of a quick reader up to eight.
-- A large frame that was not fetched yet is nowhere but in the log: it goes with ``FLUSHALL``, and is told.
 - A large post that meets a server which begins or ends to refuse work in between its commands may count twice against
   its channel: one less fits into it.
 - Right after somebody's ``SCRIPT FLUSH``, a post may arrive behind a publish that was sent after it.

@@ -312,11 +312,18 @@ class Inflow:
             elif wanted := receiver.fetches():
                 for start in range(0, len(wanted), _LOGS):
                     await self._fetch(commands, wanted[start : start + _LOGS])
-                receiver.fetched()
+                if missing := receiver.fetched():
+                    await self._ask_for(commands, missing)
                 self._release()
             else:
                 break
         self._reading = None  # now, for what comes next may need another
+
+    async def _ask_for(self, commands: Asking, missing: list[tuple[bytes, int]]) -> None:
+        """Ask the senders for frames that went with their log, while there is patience."""
+        news = self._others[1]
+        asked = [(self._dialect.publish, news, b"R%b%d" % (sid, seq)) for sid, seq in missing]
+        await commands.call(*asked)
 
     async def _recover(self, commands: Asking) -> None:
         receiver = self.receiver

@@ -257,6 +257,8 @@ class Link(ABC):
             self.inbox.forget()
             self.readers.forget()
             self.outbox.forget_logs()
+        elif kind == b"R" and text.startswith(self._sender.sid):
+            self.outbox.repeat(int(text[len(self._sender.sid) :]))
 
     # -- topics
 

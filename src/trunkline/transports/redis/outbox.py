@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...clock import Clock
-from ...continuity import Sender
+from ...continuity import REPEATED, Sender
 from ...errors import ChannelFull, TransportUnavailable
 from .connection import ReplyError, pack, unavailable
 from .dialect import PLAIN, Dialect
@@ -101,6 +101,8 @@ class Outbox:
         self._posts: dict[bytes, list[Post]] = {}
         #: Posts come one at a time, as far as the last ones tell.
         self._alone = True
+        #: What is done again because somebody asked for it.
+        self._repeated: set[Op] = set()
 
     # -- in
 
@@ -233,6 +235,16 @@ class Outbox:
         if self._connection is not None:
             self._connection.send(pack(b"XDEL", log, entry), _Unheeded())
 
+    def repeat(self, number: int) -> None:
+        """Do again what the server did, and has forgotten: somebody asks for it."""
+        op = self.sender.find(number)
+        if op is None or not op.done or op.topic is None or op in self._repeated:
+            return
+        if self._connection is not None and self.flowing:
+            self._repeated.add(op)
+            op.flags |= REPEATED
+            self._connection.send(op.commands(), op)
+
     def renew(self, retention: float) -> list[tuple[bytes | str | int, ...]]:
         """Commands that give every log its time to live again, for a server that may have made them anew."""
         return [("PEXPIRE", topic, int(retention * 1000) + 10_000) for topic in self._logs]
@@ -280,6 +292,7 @@ class Outbox:
             self._echo(op)
             op.future = self._told  # it is kept for a while, its caller's need not be
         self.sender.answer(op, time.monotonic())
+        self._repeated.discard(op)
         if op is self._trial:
             self._trial = None
             if self._elsewhere:
@@ -378,6 +391,7 @@ class Outbox:
     def interrupt(self, trouble: BaseException) -> None:
         """The connection is gone."""
         self._connection = None
+        self._repeated.clear()
         self._stall()
         self._trial = self._fence = None
         self._elsewhere = False
