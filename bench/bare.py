@@ -1,9 +1,9 @@
 """The floor: a loop of hiredis and asyncio that has the server do what Trunkline has it do, and nothing more.
 
 It sends the same script for each direct message and the same three commands for a group. To a queue it pushes what one
-turn of the loop sends, and takes up to sixteen frames at a time, by the same scripts, and is woken as Trunkline is. It has
-two connections, each written once per loop tick. It knows no capacity, no continuity, no reconnecting and no second server,
-and gives nothing back.
+turn of the loop sends, and takes up to sixteen frames at a time, by the same scripts, and is woken as Trunkline is. A large
+frame is read from its log. It has two connections, each written once per loop tick. It knows no capacity, no continuity, no
+reconnecting and no second server, and gives nothing back.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import hiredis
 import ormsgpack
 
+from trunkline.continuity import HEADER_SIZE
+from trunkline.transports.redis.ops import HEADED
 from trunkline.transports.redis.scripts import POST, PUSH, TAKE
 
 __all__ = ["BareLayer", "Full"]
@@ -95,6 +97,10 @@ class BareLayer:
         #: What this turn of the loop sends to each queue, and the one answer to it.
         self._batches: dict[str, tuple[list[bytes], asyncio.Future[Any]]] = {}
         self._readers: dict[str, Reader] = {}
+        #: Large frames that wait in a log, and the entry behind which they do.
+        self._announced: dict[str, int] = defaultdict(int)
+        self._fetched: dict[str, bytes] = {}
+        self._fetching: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[None] | None = None
 
     async def _open(self) -> None:
@@ -131,10 +137,22 @@ class BareLayer:
         inbox = channel.partition("!")[0]
         keys = [f"{inbox}:alive", f"{inbox}:depth", f"{self._inbox}:last", f"{inbox}:refused"]
         frame = ormsgpack.packb([channel, "", message])
-        counted = (channel, -1, 1)
-        await self._commands.ask(
-            "EVALSHA", POST.sha, 5, inbox, *keys, frame, 0, next(self._numbers), 0, 0, 60000, *counted
+        is_large = len(frame) >= HEADED
+        counted = (
+            bytes(HEADER_SIZE) if is_large else frame,
+            0,
+            next(self._numbers),
+            0,
+            0,
+            60000,
+            channel,
+            -1,
+            1,
         )
+        answer = self._commands.ask("EVALSHA", POST.sha, 5, inbox, *keys, *counted)
+        if is_large:
+            self._log(inbox, frame)
+        await answer
 
     def _push(self, queue: str, frame: bytes) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
@@ -158,13 +176,33 @@ class BareLayer:
         await self._open()
         topic = f"bare:group:{group}"
         frame = ormsgpack.packb(["", group, message])
-        self._commands.ask("XADD", f"{topic}:log", "MAXLEN", "~", 10000, "*", "d", frame)
-        self._commands.ask("PUBLISH", topic, frame)
+        self._log(topic, frame)
         await self._commands.ask("HGETALL", f"{topic}:bound")
+
+    def _log(self, topic: str, frame: bytes) -> None:
+        self._commands.ask("XADD", f"{topic}:log", "MAXLEN", "~", 10000, "*", "d", frame)
+        self._commands.ask("PUBLISH", topic, frame if len(frame) < HEADED else b"H" + topic.encode())
+
+    async def _fetch(self, topic: str) -> None:
+        """Get large frames from their log, for as long as some were announced."""
+        while count := self._announced[topic]:
+            start = self._fetched.get(topic, "-")
+            for entry, (_, frame) in await self._commands.ask(
+                "XRANGE", f"{topic}:log", start, "+", "COUNT", count
+            ):
+                self._fetched[topic] = b"(" + entry
+                self._announced[topic] -= 1
+                self._arrived(frame)
 
     def _arrived(self, frame: bytes) -> None:
         if frame.startswith(b"W"):
             self._readers[frame.decode().partition(".")[2]].wake()
+            return
+        if frame.startswith(b"H"):
+            topic = frame[1:].decode()
+            self._announced[topic] += 1
+            if self._announced[topic] == 1:
+                self._fetching = asyncio.create_task(self._fetch(topic))
             return
         channel, group, message = ormsgpack.unpackb(frame)
         for name in [channel] if channel else self._groups[group]:
