@@ -1,8 +1,9 @@
 """One connection to one server: commands out, replies in, in order.
 
-Rules of this room: the only one that imports the driver (hiredis, a parser and packer without I/O). Whatever is
-written during one turn of the loop leaves in one write. Replies are matched to requests by their order alone, so
-nobody who stops waiting can put it out of step. A connection that owes a reply for ``deadline`` seconds is dropped.
+Rules of this room: the only one that imports the driver (hiredis, a parser and packer without I/O). Whatever is written
+during one turn of the loop leaves in one write, or in one for each 8 KB of it. Replies are matched to requests by their
+order alone, so nobody who stops waiting can put it out of step. A connection that owes a reply for ``deadline`` seconds
+is dropped.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ _NOTHING = object()
 
 #: Bytes read at a time, at most.
 _BUFFER = 64 << 10
+
+#: Bytes that are written before the turn of the loop is over: the server, and who hears of it, work at them meanwhile.
+_EAGER = 8 << 10
 
 #: Bytes from which on an argument is written as it is: copying it would cost more than one more write.
 LARGE = 32 << 10
@@ -193,6 +197,7 @@ class Connection(asyncio.BufferedProtocol):
         self._requests: deque[Request] = deque()
         self._replies: list[Any] = []
         self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
         #: What waits in front of that for the socket: parts of large commands, and what follows them.
         self._backlog: deque[bytes] = deque()
         self._paused = False
@@ -208,7 +213,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def send(self, data: bytes | list[bytes], request: Request) -> None:
         """Send packed commands, ``request.want`` in number. It goes out with all else of this
-        turn of the loop; at once if nothing is on its way and requests come one at a time."""
+        turn of the loop; at once if that is much, or if nothing is on its way and requests come one at a time."""
         if self.closed:
             request.lost(unavailable(self._host, self._trouble or "the connection is closed"))
             return
@@ -228,6 +233,9 @@ class Connection(asyncio.BufferedProtocol):
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        if self._unsent_bytes >= _EAGER:
+            self._flush()
 
     async def call(self, *commands: tuple[bytes | str | int, ...]) -> list[Any]:
         """Send commands and wait for their replies.
@@ -240,7 +248,7 @@ class Connection(asyncio.BufferedProtocol):
         return await future
 
     def _flush(self) -> None:
-        unsent, self._unsent = self._unsent, []
+        unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
         self._alone = len(unsent) == 1
         transport = self._transport
         if transport is None or self.closed or not unsent:

@@ -254,8 +254,8 @@ class Posts(Op):
 
     __slots__ = ("_posts", "_runs", "channel", "keys", "retention")
 
-    #: Frames of one, and bytes of each, at most.
-    MOST, MOST_BYTES = 128, 8 << 10
+    #: Frames of one, and bytes of each, at most. Of 100 senders' posts the first half is on its way before the other is.
+    MOST, MOST_BYTES = 50, 8 << 10
 
     def __init__(self, posts: list[Post]) -> None:
         first = posts[0]
