@@ -191,8 +191,9 @@ class BareLayer:
                 "XRANGE", f"{topic}:log", start, "+", "COUNT", count
             ):
                 self._fetched[topic] = b"(" + entry
-                self._announced[topic] -= 1
-                self._arrived(frame)
+                if len(frame) >= HEADED:  # small ones were pushed
+                    self._announced[topic] -= 1
+                    self._arrived(frame)
 
     def _arrived(self, frame: bytes) -> None:
         if frame.startswith(b"W"):
