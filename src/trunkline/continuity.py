@@ -115,16 +115,13 @@ class Sender(Generic[_S]):
 
     def frame(self, sent: _S) -> bytes:
         """The bytes to send: the header and the body."""
-        head = _HEADER.pack(_MARK | sent.flags, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
-        return head + sent.body
+        return self.header(sent) + sent.body
 
-    def header(self, sent: _S) -> bytes:
-        """What stands in front of the body."""
-        return _HEADER.pack(_MARK | sent.flags, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
-
-    def head(self, sent: _S) -> bytes:
-        """The bytes to push in its place when the frame is in the log."""
-        return _HEADER.pack(_MARK | sent.flags | HEAD, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
+    def header(self, sent: _S, flag: int = 0) -> bytes:
+        """What stands in front of the body. With ``HEAD`` it is pushed when the whole frame is in the log; with ``VOID`` it
+        takes the place of a frame that is refused, and keeps the chain closed."""
+        flags = _MARK | sent.flags | flag
+        return _HEADER.pack(flags, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
 
     def whole(self, head: bytes) -> bytes | None:
         """The frame of which this is the head, if it is our own and still here."""
@@ -138,10 +135,6 @@ class Sender(Generic[_S]):
         """What has this number, if it is still here."""
         here = itertools.chain(reversed(self._unanswered), reversed(self._kept))
         return next((sent for sent in here if sent.seq == seq), None)
-
-    def void(self, sent: _S) -> bytes:
-        """The bytes to send in its place when it is refused: they keep the chain closed."""
-        return _HEADER.pack(_MARK | sent.flags | VOID, self.sid, sent.seq, sent.prev, sent.stamp, sent.age)
 
     def answer(self, sent: _S, now: float) -> None:
         """The server did it. Frames of a chain are kept for a replay. ``now`` is a local clock in seconds."""

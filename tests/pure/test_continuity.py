@@ -195,7 +195,7 @@ def test_the_replay_window_is_bounded_in_bytes():
 def test_a_refused_frame_leaves_no_hole():
     made, line = receiver(), Line()
     one, two = line.send(ROOM, b"1"), line.send(ROOM, b"2")
-    frame, void = line.sender.frame(one), line.sender.void(two)
+    frame, void = line.sender.frame(one), line.sender.header(two, VOID)
     (three,) = line.frames(b"3")
     assert [made.push(ROOM, data) for data in (frame, void, three)] == [b"1", None, b"3"]
 
@@ -251,9 +251,9 @@ def test_a_frame_whose_head_is_pushed_is_fetched_and_holds_its_sender_only():
     sent = [line.send(ROOM, b"1"), line.send(ROOM, b"2"), line.send(HALL, b"3"), line.send(ROOM, b"4")]
     log = [line.sender.frame(each) for each in sent if each.topic == ROOM]
     assert made.push(ROOM, log[0]) == b"1"
-    assert made.push(ROOM, line.sender.head(sent[1])) is None
+    assert made.push(ROOM, line.sender.header(sent[1], HEAD)) is None
     assert made.push(HALL, line.sender.frame(sent[2])) is None
-    assert made.push(ROOM, line.sender.head(sent[3])) is None
+    assert made.push(ROOM, line.sender.header(sent[3], HEAD)) is None
     assert made.push(ROOM, other.frames(b"other")[0]) == b"other"
     assert (made.release(), made.recovering) == ([], False)
     ((topic, behind, count),) = made.fetches()
@@ -271,10 +271,10 @@ def test_what_was_fetched_is_not_read_again_but_what_came_before_its_head_is():
     made, line = receiver(), Line()
     one, two, three = (line.send(ROOM, body) for body in (b"1", b"2", b"3"))
     log = [line.sender.frame(each) for each in (one, two, three)]
-    made.push(ROOM, line.sender.head(one))
+    made.push(ROOM, line.sender.header(one, HEAD))
     assert fetch(made, log) == [(ROOM, b"1")]  # the others are in the log, and their heads on their way
     for head, at in ((two, 2000), (three, 2001)):
-        made.push(ROOM, line.sender.head(head))
+        made.push(ROOM, line.sender.header(head, HEAD))
         assert made.fetches() == [(ROOM, (at, 0), 1)]
         assert fetch(made, log) == [(ROOM, head.body)]
 
@@ -282,9 +282,9 @@ def test_what_was_fetched_is_not_read_again_but_what_came_before_its_head_is():
 def test_a_head_of_what_is_known_is_nothing_new():
     made, line = receiver(), Line()
     one = line.send(ROOM, b"1")
-    made.push(ROOM, line.sender.head(one))
+    made.push(ROOM, line.sender.header(one, HEAD))
     assert fetch(made, [line.sender.frame(one)]) == [(ROOM, b"1")]
-    assert made.push(ROOM, line.sender.head(one)) is None
+    assert made.push(ROOM, line.sender.header(one, HEAD)) is None
     assert made.push(ROOM, line.sender.frame(one)) is None
     assert not made.held
 
@@ -293,25 +293,25 @@ def test_a_frame_that_comes_after_all_takes_the_place_of_its_head():
     """As our own does: we have it in our hands."""
     made, line = receiver(), Line()
     one, two = line.send(ROOM, b"1"), line.send(ROOM, b"2")
-    made.push(ROOM, line.sender.head(one))
+    made.push(ROOM, line.sender.header(one, HEAD))
     made.push(ROOM, line.sender.frame(two))
-    whole = line.sender.whole(line.sender.head(one))
+    whole = line.sender.whole(line.sender.header(one, HEAD))
     assert whole == line.sender.frame(one)
     assert made.push(ROOM, whole) is None
     assert made.release() == [(ROOM, b"1"), (ROOM, b"2")]
     assert line.sender.whole(line.sender.frame(one)) is None
-    assert line.sender.whole(Line(b"sender-2").sender.head(one)) is None
+    assert line.sender.whole(Line(b"sender-2").sender.header(one, HEAD)) is None
     line.sender.answer(one, 1.0)
-    assert line.sender.whole(line.sender.head(one)) == whole
+    assert line.sender.whole(line.sender.header(one, HEAD)) == whole
     line.sender.prune(100.0)
-    assert line.sender.whole(line.sender.head(one)) is None
+    assert line.sender.whole(line.sender.header(one, HEAD)) is None
 
 
 def test_a_refused_frame_that_is_in_the_log_is_taken_by_nobody():
     """Its empty frame stands before it there, and is pushed before its head."""
     line = Line()
     one, two = line.send(ROOM, b"1"), line.send(ROOM, b"2")
-    void, head, after = line.sender.void(one), line.sender.head(one), line.sender.frame(two)
+    void, head, after = line.sender.header(one, VOID), line.sender.header(one, HEAD), line.sender.frame(two)
     log = [void, line.sender.frame(one), after]
     made = receiver()
     assert [made.push(ROOM, frame) for frame in (void, head, after)] == [None, None, b"2"]
@@ -328,17 +328,17 @@ def test_a_head_whose_frame_is_not_in_the_log_is_waited_for_and_then_told():
     made, line = receiver(patience=1), Line()
     one, two = line.send(ROOM, b"1"), line.send(ROOM, b"2")
     after = line.sender.frame(two)
-    made.push(ROOM, line.sender.head(one))
+    made.push(ROOM, line.sender.header(one, HEAD))
     made.push(ROOM, after)
     assert fetch(made, [after]) == []
     assert made.recovering
     assert read(made, [after], now=10.0) == Outcome([], [], 0.1)
     assert read(made, [after], now=12.0) == Outcome([(ROOM, b"2")], [ROOM], None)
     # Told as lost, it is still taken when it turns up; its head alone changes nothing.
-    made.push(ROOM, line.sender.head(one))
+    made.push(ROOM, line.sender.header(one, HEAD))
     assert fetch(made, [after]) == []
     assert read(made, [after], now=20.0) == Outcome([], [], None)
-    made.push(ROOM, line.sender.head(one))
+    made.push(ROOM, line.sender.header(one, HEAD))
     assert fetch(made, [after, line.sender.frame(one)]) == [(ROOM, b"1")]
     assert made.push(ROOM, line.sender.frame(one)) is None
 
@@ -346,7 +346,7 @@ def test_a_head_whose_frame_is_not_in_the_log_is_waited_for_and_then_told():
 def test_an_interruption_takes_what_was_held_into_its_reading():
     made, line = receiver(), Line()
     one, two = line.send(ROOM, b"1"), line.send(ROOM, b"2")
-    made.push(ROOM, line.sender.head(one))
+    made.push(ROOM, line.sender.header(one, HEAD))
     made.push(ROOM, line.sender.frame(two))
     made.fetches()
     made.interrupted(3000)  # long after what we lack was pushed
@@ -365,7 +365,7 @@ def test_heads_that_come_while_logs_are_read_are_fetched_afterwards():
     made.interrupted(2000)
     made.reads(3000)
     made.read(ROOM, (2000, 0), line.sender.frame(one))
-    made.push(ROOM, line.sender.head(two))
+    made.push(ROOM, line.sender.header(two, HEAD))
     made.push(ROOM, line.sender.frame(three))
     assert made.settle(0.0) == Outcome([(ROOM, b"1")], [], None)
     assert not made.recovering
@@ -378,20 +378,20 @@ def test_heads_that_come_while_logs_are_read_are_fetched_afterwards():
 def test_of_a_muted_topic_nothing_is_fetched():
     made, line = receiver(), Line()
     one, two = line.send(ROOM, b"1"), line.send(ROOM, b"2")
-    made.push(ROOM, line.sender.head(one))
+    made.push(ROOM, line.sender.header(one, HEAD))
     made.mute(ROOM)
     assert made.fetches() == []
     made.fetched()
     assert (made.release(), made.held) == ([], {})
-    made.push(ROOM, line.sender.head(two))
+    made.push(ROOM, line.sender.header(two, HEAD))
     assert (made.held, made.recovering) == ({}, False)
     made.leave(ROOM)
-    assert made.push(ROOM, line.sender.head(two)) is None
+    assert made.push(ROOM, line.sender.header(two, HEAD)) is None
 
 
 def test_what_is_held_of_a_topic_that_was_left_holds_nobody():
     made, line = receiver(ROOM, HALL), Line()
-    made.push(ROOM, line.sender.head(line.send(ROOM, b"1")))
+    made.push(ROOM, line.sender.header(line.send(ROOM, b"1"), HEAD))
     made.push(HALL, line.sender.frame(line.send(HALL, b"2")))
     made.leave(ROOM)
     assert made.fetches() == []

@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from trunkline.continuity import HEADER_SIZE, Receiver, Sender, Sent
+from trunkline.continuity import HEAD, HEADER_SIZE, Receiver, Sender, Sent
 
 TOPICS = [b"a", b"b", b"c"]
 WINDOW = 0.3  # seconds; every step takes one millisecond of the model's clock
@@ -94,7 +94,7 @@ class World(RuleBasedStateMachine):
     def command(writer: Writer, sent: Sent) -> tuple[bytes, bytes, bytes]:
         assert sent.topic is not None
         frame = writer.sender.frame(sent)
-        return sent.topic, frame, frame if sent.seq % 3 else writer.sender.head(sent)
+        return sent.topic, frame, frame if sent.seq % 3 else writer.sender.header(sent, HEAD)
 
     def carry_out(self, topic: bytes, frame: bytes, pushed: bytes) -> None:
         self.log.append((self.step(), topic, frame))

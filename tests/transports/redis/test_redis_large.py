@@ -9,9 +9,11 @@ import pytest
 
 from faults.redis_load import TTL, Node, eventually, unique
 from servers import Server
+from trunkline.continuity import HEADER_SIZE, VOID
 from trunkline.errors import ChannelFull
 from trunkline.transports.redis.ops import HEADED
 from trunkline.transports.redis.outbox import Outbox
+from trunkline.transports.redis.scripts import POST
 
 #: More of them than a server keeps for a subscriber that does not read.
 MEGABYTE = 1 << 20
@@ -173,3 +175,8 @@ async def test_what_a_cut_off_node_was_refused_it_does_not_find_later(
         assert await a.transport.post(b.name, "c!1", b"after", None, TTL)
         await eventually(lambda: len(b.frames) > 1 and b.gaps)
         assert (b.frames, b.gaps) == ([b"before", b"after"], [None])
+
+
+def test_the_script_knows_the_header() -> None:
+    """It tells a large frame by the header's size, and makes the void frame of one from it."""
+    assert f"local HEADER, VOID = {HEADER_SIZE}, {VOID} " in POST.text

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...continuity import HEADER_SIZE, VOID, Sent
+from ...continuity import HEAD, HEADER_SIZE, VOID, Sent
 from ...errors import ChannelFull, TransportUnavailable
 from .connection import LARGE, ReplyError, pack, pack_large, words
 from .scripts import PUSH, REMEMBER, Script
@@ -116,7 +116,7 @@ class Publish(Op):
             frame = sender.frame(self)
             return _PUBLISH % (append, len(oldest), oldest, size, frame, push, size, frame, look)
         append += b"$%d\r\n%b\r\n$1\r\n*\r\n$1\r\nd\r\n$%d\r\n" % (len(oldest), oldest, size)
-        head = sender.head(self)
+        head = sender.header(self, HEAD)
         return [
             append + sender.header(self),
             self.body,
@@ -226,7 +226,7 @@ class Post(Op):
         oldest = int(self.stamp - self.retention * 1000)
         append = b"*8\r\n" + words(b"XADD", inbox, b"MINID", b"~", oldest, b"*", b"d")
         behind = pack(b"PEXPIRE", inbox, int(self.retention * 1000) + 60_000)
-        behind += pack(outbox.dialect.publish, inbox, sender.head(self))
+        behind += pack(outbox.dialect.publish, inbox, sender.header(self, HEAD))
         self.want = 4
         append = _post(self, self, run, apart=True) + append + b"$%d\r\n%b" % (size, sender.header(self))
         return [append, self.body, b"\r\n" + behind]

@@ -304,6 +304,7 @@ class Outbox:
     def _refused(self, op: Op, reply: Exception) -> None:
         text = str(reply)
         self._trouble = reply
+        self._repeated.discard(op)
         passing = text.startswith(_PASSING)
         if passing and self._redirect is not None and self._redirect(op, text, op is self._trial):
             self._elsewhere = True

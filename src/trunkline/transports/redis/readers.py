@@ -41,8 +41,8 @@ class _Line(Line[_Given, bytes]):
 
     def _request(self, count: int) -> ScriptOp:
         self._count = count
-        args: list[bytes | str | int] = [self._slot, next(self._requests), self._member, _MEMORY_MS, count]
-        args.append(self._swift)
+        request = next(self._requests)
+        args: list[bytes | str | int] = [self._slot, request, self._member, _MEMORY_MS, count, self._swift]
         answer = Answer(self, self._loop)
         take = ScriptOp(self._outbox, TAKE, self._keys, args, patient=True, future=answer)
         self._outbox.submit(take)

@@ -17,11 +17,5 @@ else
 end
 redis.call('SREM', KEYS[3], ARGV[3])
 -- Two, as who takes does: a reader that gives back is slow.
-local woken = 0
-while woken < math.min(redis.call('LLEN', KEYS[1]), 2) do
-  local idle = redis.call('SPOP', KEYS[3])
-  if not idle then break end
-  local channel, slot = string.match(idle, '^(.*) (%S+)$')
-  if redis.call('PUBLISH', channel, 'W' .. slot) > 0 then woken = woken + 1 end
-end
+for _ = 1, math.min(redis.call('LLEN', KEYS[1]), 2) do wake(KEYS[3]) end
 return 'OK'
