@@ -20,7 +20,7 @@ import contextlib
 import itertools
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 __all__ = ["HEAD", "HEADER_SIZE", "REPEATED", "VOID", "Foreign", "Outcome", "Receiver", "Sender", "Sent"]
@@ -59,15 +59,22 @@ class Sent:
 
     __slots__ = ("age", "answered_at", "body", "done", "flags", "prev", "seq", "stamp", "topic")
 
+    #: What ``Sender.number`` gives it.
+    prev: int
+    stamp: int
+    age: int
+    #: When the server has answered it, by a local clock in seconds.
+    answered_at: float
+
     def __init__(self, topic: bytes | None, body: bytes) -> None:
         #: The chain it belongs to; None: numbered and repeated like the others, but in no chain and never replayed.
         self.topic = topic
         self.body = body
-        self.flags = self.seq = self.prev = self.stamp = self.age = 0
+        self.flags = 0
+        #: 0: it is not numbered yet.
+        self.seq = 0
         #: The server has answered it.
         self.done = False
-        #: When, by a local clock in seconds.
-        self.answered_at = 0.0
 
 
 _S = TypeVar("_S", bound=Sent)
@@ -102,12 +109,14 @@ class Sender(Generic[_S]):
         """Give it its place after everything numbered before. ``clock_ms`` is the shared clock."""
         self._seq = sent.seq = self._seq + 1
         sent.stamp = clock_ms
+        sent.prev = sent.age = 0
         topic = sent.topic
         if topic is not None:
             last = self._last.get(topic) or self._older.get(topic)
             if last is not None:
-                sent.prev = last[0]
-                sent.age = min(max(clock_ms - last[1], 0), 0xFFFFFFFF)
+                sent.prev, before = last
+                if clock_ms > before:
+                    sent.age = min(clock_ms - before, 0xFFFFFFFF)
             self._last[topic] = (self._seq, clock_ms)
             if clock_ms - self._rotated_ms > self._retention_ms:
                 self._older, self._last, self._rotated_ms = self._last, {}, clock_ms
@@ -148,7 +157,8 @@ class Sender(Generic[_S]):
             sent.answered_at = now
             self._kept.append(sent)
             self._kept_bytes += _OVERHEAD + len(sent.body)
-            self.prune(now)
+            if self._kept_bytes > self._window_bytes or not sent.seq % 32:
+                self.prune(now)
 
     def refuse(self, sent: _S, now: float) -> None:
         """The server refused it and put an empty frame in its place."""
@@ -285,6 +295,8 @@ class Receiver:
         self._patience = patience
         self._patient_from: float | None = None
         self._topics: dict[bytes, _Topic] = {}
+        #: Whether a topic was joined: asked for with every message, so there is no call in between.
+        self.hears: Callable[[bytes], bool] = self._topics.__contains__
         self.recovering = False
         self._aside: list[_Item] = []
         self._logged: list[tuple[tuple[int, int], _Item]] = []
@@ -308,10 +320,6 @@ class Receiver:
             return False
         state.muted = muted
         return True
-
-    def hears(self, topic: bytes) -> bool:
-        """Whether the topic was joined."""
-        return topic in self._topics
 
     def leave(self, topic: bytes) -> None:
         """Forget the topic."""

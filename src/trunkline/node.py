@@ -303,7 +303,7 @@ class Node(Membership):
             if envelope.kind == GROUP:
                 self._fan_out(envelope)
             elif envelope.kind == CHANNEL:
-                if not self._is_first(envelope.address, envelope.options):
+                if envelope.options and not self._is_first(envelope.address, envelope.options):
                     self._transport.taken(envelope.address, 1)
                     return
                 self._put(envelope.address, envelope.body, envelope.expires, True, envelope)

@@ -146,7 +146,7 @@ class Switchboard:
         Returns:
             Whether there was room, and whom to wake.
         """
-        box = self.box(channel, now)
+        box = self.boxes.get(channel) or self.box(channel, now)
         # A posted parcel had its room counted before it was sent: refusing it here would lose it.
         if not parcel.posted and self._full(box, True, now):
             return False, None

@@ -20,8 +20,8 @@ from trunkline.names import new_node
 from trunkline.transports.redis import RedisTransport
 from trunkline.transports.redis.connection import Connection, connect
 from trunkline.transports.redis.hosts import Host
-from trunkline.transports.redis.inbox import pack_post
-from trunkline.transports.redis.ops import Post, Posts
+from trunkline.transports.redis.inbox import label, pack_post
+from trunkline.transports.redis.ops import Destination, Post, Posts
 from trunkline.transports.redis.pace import Pace
 
 
@@ -91,8 +91,9 @@ async def test_posts_whose_answer_was_lost_count_once(server: Server) -> None:
     async with Node(server, prefix) as a, Node(server, prefix) as b:
         link = a.transport._links[0]
         keys = link.names.post_keys(b.name, link.sid)
-        bodies = [pack_post("c!1", 3, b"%d" % number) for number in range(5)]
-        posts = [Post(link.outbox, keys, body, "c!1", 3, TTL, TTL) for body in bodies]
+        to = Destination(link.outbox, keys, "c!1", 3, label("c!1", 3), TTL)
+        bodies = [pack_post(to.label, b"%d" % number) for number in range(5)]
+        posts = [Post(to, body, TTL) for body in bodies]
         together = Posts(posts)
         link.outbox.sender.number(together, link.clock.now_ms())
         commands = together.commands()

@@ -7,7 +7,6 @@ none counts twice. When the server may have lost count, the owner tells it the t
 from __future__ import annotations
 
 import asyncio
-import functools
 import struct
 import time
 from typing import Any
@@ -17,7 +16,7 @@ from .ops import ScriptOp
 from .outbox import Outbox
 from .scripts import TAKEN, TRUTH
 
-__all__ = ["Inbox", "pack_post"]
+__all__ = ["Inbox", "label", "pack_post"]
 
 #: Seconds that a report of consumed frames may wait for others.
 _PATIENCE = 0.1
@@ -29,16 +28,15 @@ _HEAD = struct.Struct(">IB")
 _CAPACITY = struct.Struct(">I")
 
 
-@functools.lru_cache(maxsize=16384)
-def _label(channel: str, capacity: int | None) -> bytes:
+def label(channel: str, capacity: int | None) -> bytes:
+    """The channel that a posted frame counts against."""
     name = channel.encode()
     return b"%c%b%b" % (len(name), name, _CAPACITY.pack(_UNBOUNDED if capacity is None else capacity))
 
 
-def pack_post(channel: str, capacity: int | None, frame: bytes) -> bytes:
-    """A posted frame behind its size and the channel it counts against. Several can stand one behind the other."""
-    label = _label(channel, capacity)
-    return b"%b%b%b" % (_SIZE.pack(len(label) + len(frame)), label, frame)
+def pack_post(label: bytes, frame: bytes) -> bytes:
+    """A posted frame behind its size and its label. Several can stand one behind the other."""
+    return _SIZE.pack(len(label) + len(frame)) + label + frame
 
 
 class _Channel:
@@ -46,12 +44,12 @@ class _Channel:
 
     __slots__ = ("report_at", "taken", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int) -> None:
         #: Posted and not consumed.
         self.waiting = 0
         #: Consumed and not reported, and how much of it is reported at once.
         self.taken = 0
-        self.report_at = 1
+        self.report_at = max(capacity // 4, 1)
 
 
 class Inbox:
@@ -84,9 +82,8 @@ class Inbox:
             name = body[start + 5 : name_end]
             channel = channels.get(name)
             if channel is None:
-                channel = channels[name] = _Channel()
+                channel = channels[name] = _Channel(_CAPACITY.unpack_from(body, name_end)[0])
             channel.waiting += 1
-            channel.report_at = max(_CAPACITY.unpack_from(body, name_end)[0] // 4, 1)
             start += 4 + size
             deliver(body[name_end + 4 : start])
 

@@ -83,11 +83,13 @@ class Link(ABC):
         self.sid = sid.hex()
         self._channel = names.node(setting.node)
         self._sender: Sender[Op] = Sender(sid, retention=self._retention, window=setting.pace.window)
+        receiver = Receiver(retention=self._retention, patience=setting.pace.patience)
         self.outbox = Outbox(
             host,
             self._sender,
             self.clock,
             setting.log_length,
+            receiver.hears,
             self._echo,
             dialect=dialect,
             redirect=redirect,
@@ -100,7 +102,7 @@ class Link(ABC):
         #: Names of the topics we subscribe to, for those who are told of gaps.
         self._topics: dict[bytes, str] = {}
         self.inflow = Inflow(
-            Receiver(retention=self._retention, patience=setting.pace.patience),
+            receiver,
             self.clock,
             others=(self._channel, names.news),
             deliver=self._deliver,
@@ -233,7 +235,7 @@ class Link(ABC):
 
     def _echo(self, op: Op) -> None:
         """Our own copy is here when the server has answered, whatever takes longer on the other connection."""
-        if op.topic is not None and self.inflow.receiver.hears(op.topic):
+        if op.topic is not None:
             self.inflow.take(op.topic, self._sender.frame(op))
 
     def _deliver(self, topic: bytes, body: bytes) -> None:

@@ -19,7 +19,19 @@ from .scripts import PUSH, REMEMBER, Script
 if TYPE_CHECKING:
     from .outbox import Outbox
 
-__all__ = ["FOR_EVER", "Batch", "Op", "PlainOp", "Post", "Posts", "Publish", "Push", "Remember", "ScriptOp"]
+__all__ = [
+    "FOR_EVER",
+    "Batch",
+    "Destination",
+    "Op",
+    "PlainOp",
+    "Post",
+    "Posts",
+    "Publish",
+    "Push",
+    "Remember",
+    "ScriptOp",
+]
 
 FOR_EVER = float("inf")
 
@@ -43,7 +55,11 @@ class Op(Sent):
         ttl: float,
         future: asyncio.Future[Any] | None = None,
     ) -> None:
-        super().__init__(topic, body)
+        # As Sent(…) does, without a call in between: this is once for every message.
+        self.topic = topic
+        self.body = body
+        self.flags = self.seq = 0
+        self.done = False
         self.want = 1
         self.outbox = outbox
         self.expires = time.monotonic() + ttl
@@ -196,63 +212,86 @@ class PlainOp(Op):
         return pack(*self._command)
 
 
-class Post(Op):
-    """Post to a node's inbox."""
+class Destination:
+    """A channel of another node, seen from here: what all posts to it have in common.
 
-    __slots__ = ("capacity", "channel", "keys", "retention")
+    Args:
+        keys: Of its node: the inbox, and four more.
+        label: What stands in a post between its size and its frame.
+        retention: Seconds.
+    """
+
+    __slots__ = ("capacity", "channel", "head", "inbox", "label", "life", "outbox", "retention_ms", "run")
 
     def __init__(
         self,
         outbox: Outbox,
         keys: tuple[bytes, ...],
-        body: bytes,
         channel: str,
         capacity: int | None,
-        ttl: float,
+        label: bytes,
         retention: float,
     ) -> None:
-        super().__init__(outbox, keys[0], body, ttl)
-        self.keys = keys
-        self.channel, self.capacity, self.retention = channel, capacity, retention
-
-    def commands(self) -> bytes | list[bytes]:
-        run = (self.channel, -1 if self.capacity is None else self.capacity, 1)
-        size = HEADER_SIZE + len(self.body)
-        if size < HEADED:
-            self.want = 1
-            return _post(self, self, run)
-        # The script would copy it several times: it only counts, and says in the log what it refuses.
-        outbox, sender, inbox = self.outbox, self.outbox.sender, self.keys[0]
-        oldest = int(self.stamp - self.retention * 1000)
-        append = b"*8\r\n" + words(b"XADD", inbox, b"MINID", b"~", oldest, b"*", b"d")
-        behind = pack(b"PEXPIRE", inbox, int(self.retention * 1000) + 60_000)
-        behind += pack(outbox.dialect.publish, inbox, sender.header(self, HEAD))
-        self.want = 4
-        append = _post(self, self, run, apart=True) + append + b"$%d\r\n%b" % (size, sender.header(self))
-        return [append, self.body, b"\r\n" + behind]
-
-    def conclude(self, replies: list[Any]) -> Any:
-        if replies[0] == b"OK":
-            return True
-        if self.want > 1:
-            self.outbox.discard(self.keys[0], replies[1])
-        if replies[0] == b"GONE":
-            _unheard(self)
-            return False
-        self.outbox.sender.give_up(self)
-        raise self.full()
+        self.outbox = outbox
+        self.inbox = keys[0]
+        self.channel = channel
+        self.capacity = -1 if capacity is None else capacity
+        self.label = label
+        self.retention_ms = int(retention * 1000)
+        self.head = words(b"EVALSHA", outbox.post_sha, len(keys), *keys)
+        self.life = words(self.retention_ms + 60_000)
+        #: The end of the command that posts one frame.
+        self.run = self.life + words(channel, self.capacity, 1)
 
     def full(self) -> ChannelFull:
-        """What its caller is told when there is no room."""
+        """What callers are told when there is no room."""
         return ChannelFull(
             f"channel {self.channel!r} holds {self.capacity} messages, as many as its capacity allows"
         )
 
 
+class Post(Op):
+    """Post to a node's inbox."""
+
+    __slots__ = ("to",)
+
+    def __init__(self, to: Destination, body: bytes, ttl: float) -> None:
+        Op.__init__(self, to.outbox, to.inbox, body, ttl)
+        self.to = to
+
+    def commands(self) -> bytes | list[bytes]:
+        outbox, to = self.outbox, self.to
+        sender = outbox.sender
+        size = HEADER_SIZE + len(self.body)
+        if size < HEADED:
+            self.want = 1
+            return _post(self, to, sender.frame(self), _ONE, to.run)
+        # The script would copy it several times: it only counts, and says in the log what it refuses.
+        header = sender.header(self)
+        oldest = self.stamp - to.retention_ms
+        append = b"*8\r\n" + words(b"XADD", to.inbox, b"MINID", b"~", oldest, b"*", b"d")
+        behind = pack(b"PEXPIRE", to.inbox, to.retention_ms + 60_000)
+        behind += pack(outbox.dialect.publish, to.inbox, sender.header(self, HEAD))
+        self.want = 4
+        count = _post(self, to, header, _ONE, to.run)
+        return [b"%b%b$%d\r\n%b" % (count, append, size, header), self.body, b"\r\n" + behind]
+
+    def conclude(self, replies: list[Any]) -> Any:
+        if replies[0] == b"OK":
+            return True
+        if self.want > 1:
+            self.outbox.discard(self.to.inbox, replies[1])
+        if replies[0] == b"GONE":
+            _unheard(self)
+            return False
+        self.outbox.sender.give_up(self)
+        raise self.to.full()
+
+
 class Posts(Op):
     """What one turn of the loop posts to one node's inbox: one link of the chain, one push, one command."""
 
-    __slots__ = ("_posts", "_runs", "channel", "keys", "retention")
+    __slots__ = ("_posts", "_runs", "_to")
 
     #: Frames of one, and bytes of each, at most. Of 100 senders' posts the first half is on its way before the other is.
     MOST, MOST_BYTES = 50, 8 << 10
@@ -261,7 +300,7 @@ class Posts(Op):
         first = posts[0]
         super().__init__(first.outbox, first.topic, b"", 0.0, _Each(posts, first.outbox.loop))
         self.expires = first.expires
-        self.keys, self.channel, self.retention = first.keys, first.channel, first.retention
+        self._to = first.to
         #: Until they are answered: what is kept for a replay are few objects, for the collector looks at each.
         self._posts = posts
         self._hold(posts)
@@ -269,18 +308,18 @@ class Posts(Op):
     def _hold(self, posts: list[Post]) -> None:
         self.body = b"".join([post.body for post in posts])
         runs: list[str | int] = []
-        channel: str | None = None
-        capacity: int | None = None
+        to: Destination | None = None
         for post in posts:
-            if post.channel == channel and post.capacity == capacity:
+            if post.to is to:
                 runs[-1] += 1  # type: ignore[operator] # the count
             else:
-                channel, capacity = post.channel, post.capacity
-                runs += channel, -1 if capacity is None else capacity, 1
+                to = post.to
+                runs += to.channel, to.capacity, 1
         self._runs = tuple(runs)
 
     def commands(self) -> bytes:
-        return _post(self, self, self._runs)
+        to = self._to
+        return _post(self, to, self.outbox.sender.frame(self), len(self._runs), to.life + _runs(self._runs))
 
     def conclude(self, replies: list[Any]) -> Any:
         posts, self._posts = self._posts, []
@@ -296,7 +335,7 @@ class Posts(Op):
             self._hold([post for place, post in enumerate(posts) if place not in refused])
         else:
             self.outbox.sender.give_up(self)
-        return [post.full() if place in refused else True for place, post in enumerate(posts)]
+        return [post.to.full() if place in refused else True for place, post in enumerate(posts)]
 
     def fall_short(self, result: list[bool | ChannelFull], error: TransportUnavailable) -> None:
         if not self.future.done():
@@ -329,34 +368,34 @@ class _Each(asyncio.Future[list[Any]]):
                 op.future.set_exception(exception)
 
 
-def _post(op: Op, first: Post | Posts, runs: tuple[str | int, ...], *, apart: bool = False) -> bytes:
-    """The command that posts ``op``; ``runs``: channel, capacity and count of each run of frames for one channel.
+def _post(op: Op, to: Destination, frame: bytes, count: int, runs: bytes) -> bytes:
+    """The command that posts ``op``.
 
-    ``apart``: the body follows by itself.
+    Args:
+        frame: Its header only: the body comes by itself.
+        count: Words that say how many frames are for which channel.
+        runs: Those, behind the milliseconds that the inbox lives.
     """
-    outbox, sender = op.outbox, op.outbox.sender
     if op.flags & VOID:
-        runs = (first.channel, 0, 1)  # it was refused or given up: only its place in the chain is filled
-    head, tail = _post_words(outbox.post_sha, first.keys, first.retention, runs)
-    frame = sender.header(op) if apart else sender.frame(op)
-    oldest = b"%d" % (op.stamp - first.retention * 1000)
-    cut = b"%d" % outbox.excess(first.keys[0], HEADER_SIZE + len(op.body))
+        # It was refused or given up: only its place in the chain is filled.
+        count, runs = _ONE, to.life + words(to.channel, 0, 1)
+    cut = op.outbox.excess(to.inbox, HEADER_SIZE + len(op.body))
     return _POST % (
-        head, len(frame), frame, len(oldest), oldest, op.seq, sender.floor, len(cut), cut, tail,
+        14 + count, to.head, len(frame), frame, op.stamp - to.retention_ms, op.seq, op.outbox.sender.floor,
+        words(cut) if cut else _NOT_NOW, runs,
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=16384)
-def _post_words(
-    sha: str, keys: tuple[bytes, ...], retention: float, runs: tuple[str | int, ...]
-) -> tuple[bytes, bytes]:
-    """What all posts of the same runs have in common, before and behind what they have not."""
-    head = b"*%d\r\n%b" % (9 + len(keys) + len(runs), words(b"EVALSHA", sha, len(keys), *keys))
-    return head, words(int(retention * 1000) + 60_000, *runs)
+#: Words of one run of frames: channel, capacity and count.
+_ONE = 3
 
+_runs = functools.lru_cache(maxsize=16384)(lambda runs: words(*runs))
 
-#: Those, with the frame, the oldest entry to keep, seq and floor, and the length to cut the log to.
-_POST = b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n$16\r\n%016d\r\n$16\r\n%016d\r\n$%d\r\n%b\r\n%b"
+_NOT_NOW = words(0)
+
+#: How many words, those that say what to do where, the frame, the oldest entry to keep, seq and floor, the length to cut
+#: the log to, and the rest.
+_POST = b"*%d\r\n%b$%d\r\n%b\r\n$13\r\n%013d\r\n$16\r\n%016d\r\n$16\r\n%016d\r\n%b%b"
 
 
 def _unheard(op: Op) -> None:

@@ -53,7 +53,9 @@ class Outbox:
     """The way out to one server: *flowing*, *stalled* (connected, but the server refuses) or *down*.
 
     Args:
-        echo: Gets every operation of a chain when the server has answered it, in the order of the chain.
+        hears: Whether this node listens to a topic.
+        echo: Gets every operation of a chain that this node hears, when the server has answered it, in the order of the
+            chain.
         dialect: The words of pub/sub there.
         redirect: In a cluster: gets every refusal that passes, and whether the operation is the only one on its way. It
             returns True when it has sent the operation elsewhere.
@@ -68,6 +70,7 @@ class Outbox:
         sender: Sender[Op],
         clock: Clock,
         log_length: int,
+        hears: Callable[[bytes], bool],
         echo: Callable[[Op], None],
         *,
         dialect: Dialect = PLAIN,
@@ -77,7 +80,7 @@ class Outbox:
         self.sender = sender
         self.clock = clock
         self._host = host
-        self._echo = echo
+        self._hears, self._echo = hears, echo
         self.dialect = dialect
         self.post_sha = dialect.sha(POST)
         self._redirect = redirect
@@ -132,15 +135,16 @@ class Outbox:
         self._waiting_bytes = sum(len(op.body) for op in self._waiting)
 
     def _send_new(self, op: Op | Push) -> None:
-        if isinstance(op, Push):
+        if isinstance(op, Post):
+            if self._posts or not self._alone or self.sender.busy:
+                self._gather_post(op)
+            else:
+                self._number(op)
+        elif isinstance(op, Push):
             self._gather(op)
-        elif not isinstance(op, Post):
+        else:
             if self._posts and op.topic is not None:
                 self._send_posts()  # what one sender sends stays in order
-            self._number(op)
-        elif self._posts or not self._alone or self.sender.busy:
-            self._gather_post(op)
-        else:
             self._number(op)
 
     def _number(self, op: Op) -> None:
@@ -155,7 +159,7 @@ class Outbox:
             return
         if not self._posts:
             self.loop.call_soon(self._send_gathered)
-        posts = self._posts.setdefault(post.keys[0], [])
+        posts = self._posts.setdefault(post.to.inbox, [])
         posts.append(post)
         if len(posts) == Posts.MOST:
             self._send_posts()
@@ -289,10 +293,12 @@ class Outbox:
 
     def _done(self, op: Op) -> None:
         if op.topic is not None:
-            self._echo(op)
+            if self._hears(op.topic):
+                self._echo(op)
             op.future = self._told  # it is kept for a while, its caller's need not be
         self.sender.answer(op, time.monotonic())
-        self._repeated.discard(op)
+        if self._repeated:
+            self._repeated.discard(op)
         if op is self._trial:
             self._trial = None
             if self._elsewhere:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import math
@@ -17,10 +18,10 @@ from ...transport import Arrivals, Finding, Leased, Record, Renewal, Server, Tra
 from .cluster import Cluster
 from .doctor import examine
 from .hosts import URL_KEYS, Host, in_cluster, parse_hosts
-from .inbox import pack_post
+from .inbox import label, pack_post
 from .leases import Leases
 from .link import Link, Setting
-from .ops import Op, PlainOp, Post, Publish, Push, Remember, ScriptOp
+from .ops import Destination, Op, PlainOp, Post, Publish, Push, Remember, ScriptOp
 from .pace import Pace
 from .records import Records
 from .scripts import BIND
@@ -100,6 +101,7 @@ class RedisTransport(Transport):
         self._cluster: Cluster | None = None
         self._writes: list[Link] = []
         self._reads: list[tuple[Link, ...]] = []
+        self._destination = functools.lru_cache(maxsize=16384)(self._find)
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
@@ -232,12 +234,14 @@ class RedisTransport(Transport):
         links, self._links = self._links, []
         cluster, self._cluster = self._cluster, None
         self._writes, self._reads = [], []
+        self._destination.cache_clear()
         await asyncio.gather(*(each.close(LayerClosed()) for each in (*links, cluster) if each is not None))
 
     def abandon(self) -> None:
         links, self._links = self._links, []
         cluster, self._cluster = self._cluster, None
         self._writes, self._reads = [], []
+        self._destination.cache_clear()
         for each in (*links, cluster):
             if each is not None:
                 each.abandon()
@@ -328,15 +332,19 @@ class RedisTransport(Transport):
     # -- posts
 
     async def post(self, node: str, channel: str, frame: bytes, capacity: int | None, ttl: float) -> bool:
-        link = self._write(node)
+        link, to = self._destination(node, channel, capacity, ttl)
         if not link.met:
             await link.meet()
-        keys = link.names.post_keys(node, link.sid)
-        body = pack_post(channel, capacity, frame)
-        op = Post(link.outbox, keys, body, channel, capacity, ttl, max(ttl, self._expiry))
-        link.outbox.submit(op)
+        op = Post(to, pack_post(to.label, frame), ttl)
+        to.outbox.submit(op)
         arrived: bool = await op.future
         return arrived
+
+    def _find(self, node: str, channel: str, capacity: int | None, ttl: float) -> tuple[Link, Destination]:
+        link = self._write(node)
+        keys = link.names.post_keys(node, link.sid)
+        retention = max(ttl, self._expiry)
+        return link, Destination(link.outbox, keys, channel, capacity, label(channel, capacity), retention)
 
     def taken(self, channel: str, count: int) -> None:
         name = channel.encode()
