@@ -176,7 +176,10 @@ class Sender(Generic[_S]):
         self._older.pop(topic, None)
 
     def prune(self, now: float) -> None:
-        """Drop what has left the replay window. Call it while the server is known to be well."""
+        """Drop what has left the replay window. Call it while the server is known to be well.
+
+        ``answer`` does so now and then, for most of what it would look at is not near.
+        """
         kept = self._kept
         while kept and (kept[0].answered_at < now - self._window or self._kept_bytes > self._window_bytes):
             self._kept_bytes -= _OVERHEAD + len(kept.popleft().body)
@@ -205,6 +208,8 @@ class Sender(Generic[_S]):
 
     def replay(self) -> list[_S]:
         """The same for a server that may have forgotten what it answered: the window comes back, in front."""
+        if self._kept:
+            self.prune(self._kept[-1].answered_at)
         again, self._kept = self._kept, deque()
         for sent in again:
             sent.done = False

@@ -38,7 +38,7 @@ from .node import Node
 from .presence import Present, PresentCount
 from .settings import Options, Settings
 from .stats import Health, Origin, Report, Stats
-from .switchboard import Sink
+from .switchboard import Parcel, Sink
 from .sync import Elsewhere, SyncLayer, background_loop
 from .transport import Finding, Transport
 from .typed import MessageLike
@@ -170,14 +170,15 @@ class ChannelLayer:
             return await self._receive_anew(channel)
         try:
             # This waits for the node: each coroutine between a task and its message costs with every message.
-            while type(found := node.receive(channel)) is not dict:
+            given: Parcel | None = None
+            while type(found := node.receive(channel, given)) is not dict:
                 try:
-                    message: Message | None = await found  # type: ignore[misc]  # it is no dict
+                    given = await found  # type: ignore[misc]  # it is no dict
                 except BaseException:
                     node.give_up(channel, found)
                     raise
-                if message is not None:
-                    return message
+                if type(given) is dict:
+                    return given
             return found
         except NotOwner:
             owner = names.channel(channel).node

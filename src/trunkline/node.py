@@ -422,11 +422,21 @@ class Node(Membership):
         now = self._now()
         if posted and expires <= now:
             self._late(None)
-        accepted, waiter = self._board.put(channel, parcel, now)
+        accepted, waiter, handed = self._board.put(channel, parcel, now)
         if not accepted:
             self._refused(channel)
             raise ChannelFull(f"{channel} holds {self._settings.capacity_of(channel)} messages, its capacity")
         self.stats.delivered += 1
+        if waiter is not None:
+            try:
+                waiter.set_result(handed)
+            except asyncio.InvalidStateError:  # cancelled: it wakes the next one when it goes
+                if handed is not None:
+                    self._return(channel, handed)
+
+    def _return(self, channel: str, parcel: Parcel) -> None:
+        """It is the next one again."""
+        waiter = self._board.put_back(channel, parcel, self._now())
         if waiter is not None:
             wake((waiter,))
 
@@ -455,28 +465,39 @@ class Node(Membership):
 
     # 5. Handing over
 
-    def receive(self, channel: str) -> Message | Awaitable[Message | None]:
+    def receive(
+        self, channel: str, given: Parcel | None = None
+    ) -> Message | Awaitable[Message | Parcel | None]:
         """See ``ChannelLayer.receive``.
 
         Returns:
-            The message, if one waits. Otherwise what to await: it gives the message, or None, and then this is to be called
-            again. Whoever is cancelled meanwhile calls ``give_up``.
+            The message, if one waits. Otherwise what to await: it gives the message, or else this is to be called again, with
+            what it gave. Whoever is cancelled meanwhile calls ``give_up``.
         """
         if self.closed:
             raise LayerClosed(f"the layer was closed while waiting on {channel}")
-        box = self._board.boxes.get(channel)
-        if box is None:
-            if names.channel(channel).node is None:
-                return self._receive_queue(channel)
-            self._check_owner(channel)
-            box = self._board.box(channel, self._now())
-        parcel = self._board.take(box, self._now()) if box.parcels else None
-        if box.released:
-            self._report(box)
-        if parcel is None:
-            waiter: asyncio.Future[None] = asyncio.Future(loop=self.loop)
-            box.waiters.append(waiter)
-            return waiter
+        if given is not None:
+            if given.posted:
+                self._transport.taken(channel, 1)
+            if given.expires <= self._now():
+                self._board.expired += 1
+                return self.receive(channel)
+            parcel = given
+        else:
+            box = self._board.boxes.get(channel)
+            if box is None:
+                if names.channel(channel).node is None:
+                    return self._receive_queue(channel)
+                self._check_owner(channel)
+                box = self._board.box(channel, self._now())
+            taken = self._board.take(box, self._now()) if box.parcels else None
+            if box.released:
+                self._report(box)
+            if taken is None:
+                waiter: asyncio.Future[Parcel | None] = asyncio.Future(loop=self.loop)
+                box.waiters.append(waiter)
+                return waiter
+            parcel = taken
         message = parcel.fresh
         if message is None:
             message = decode(parcel.body, self._settings.codec)
@@ -495,7 +516,16 @@ class Node(Membership):
     def give_up(self, channel: str, waiting: object) -> None:
         """Say that nobody awaits what ``receive`` has returned any more."""
         box = self._board.boxes.get(channel)
-        if box is None or self.closed:
+        if self.closed:
+            return
+        if isinstance(waiting, asyncio.Future) and waiting.done() and not waiting.cancelled():
+            given: Parcel | None = waiting.result()
+            if given is not None and box is not None:
+                self._return(channel, given)
+                return
+            if given is not None and given.posted:
+                self._transport.taken(channel, 1)
+        if box is None:
             return
         box.alive_at = self._now()  # whoever waits is alive anyway
         if waiting in box.waiters:
@@ -580,9 +610,7 @@ class Node(Membership):
             frame = self._seal.of("").frame(CHANNEL, expires, channel, body)
             await self._transport.push(channel, frame, 2**31, self._settings.expiry)
             return
-        waiter = self._board.put_back(channel, Parcel(body, expires, False, message), self._now())
-        if waiter is not None:
-            wake((waiter,))
+        self._return(channel, Parcel(body, expires, False, message))
 
     # Housekeeping
 

@@ -27,7 +27,7 @@ Sink: TypeAlias = Callable[[dict[str, Any], dict[object, Any]], bool]
 class Waiter(Protocol):
     """Somebody waiting on a mailbox; waking is the caller's business."""
 
-    def set_result(self, result: None, /) -> None: ...
+    def set_result(self, result: Parcel | None, /) -> None: ...
 
 
 class Parcel:
@@ -140,20 +140,23 @@ class Switchboard:
             )
         return box
 
-    def put(self, channel: str, parcel: Parcel, now: float) -> tuple[bool, Waiter | None]:
-        """Put a direct message.
+    def put(self, channel: str, parcel: Parcel, now: float) -> tuple[bool, Waiter | None, Parcel | None]:
+        """Put a direct message; if somebody waits and nothing is before it, it is to be handed over.
 
         Returns:
-            Whether there was room, and whom to wake.
+            Whether there was room, whom to wake, and what to hand over.
         """
         box = self.boxes.get(channel) or self.box(channel, now)
         # A posted parcel had its room counted before it was sent: refusing it here would lose it.
         if not parcel.posted and self._full(box, True, now):
-            return False, None
+            return False, None, None
+        if box.waiters and not box.parcels and parcel.expires > now:
+            box.alive_at = now
+            return True, box.waiters.pop(0), parcel
         box.parcels.append((parcel, True))
         box.direct += 1
         self.waiting += 1
-        return True, box.next_waiter(now)
+        return True, box.next_waiter(now), None
 
     def fan_out(
         self,

@@ -58,9 +58,9 @@ class Model(RuleBasedStateMachine):
         parcel = self.parcel()
         refused = self.refuses(channel, True)
         self.alive.setdefault(channel, self.now)
-        accepted, waiter = self.board.put(channel, parcel, self.now)
+        accepted, waiter, handed = self.board.put(channel, parcel, self.now)
         assert accepted is not refused
-        assert waiter is None
+        assert waiter is handed is None
         if accepted:
             self.waiting[channel].append((self.number, parcel.expires, True))
 
@@ -159,15 +159,22 @@ TestModel = Model.TestCase
 
 
 def test_waiters() -> None:
-    """Each message names one of those who wait, the longest there first; waiting and being woken are signs of life."""
+    """Each message names one of those who wait, the longest there first; waiting and being woken are signs of life.
+
+    A direct one is handed over, unless another is before it or it has expired.
+    """
     board = Switchboard(Settings(group_expiry=5))
-    waiters = [Waiter() for _ in range(3)]
+    waiters = [Waiter() for _ in range(5)]
     board.join("g", "a", 0.0)
     board.box("a", 0.0).waiters.extend(waiters)
     parcel = Parcel(b"", 99.0, False)
-    assert board.put("a", parcel, 50.0) == (True, waiters[0])
-    assert board.fan_out("g", parcel, 60.0, lambda box: None) == (1, 0, [waiters[1]])
-    assert board.put_back("a", parcel, 60.0) is waiters[2]
+    assert board.put("a", parcel, 50.0) == (True, waiters[0], parcel)
+    assert board.waiting == 0
+    assert board.put("a", Parcel(b"", 49.0, True), 50.0) == (True, waiters[1], None)
+    assert board.take(board.box("a", 50.0), 50.0) is None
+    assert board.fan_out("g", parcel, 60.0, lambda box: None) == (1, 0, [waiters[2]])
+    assert board.put("a", parcel, 60.0) == (True, waiters[3], None)
+    assert board.put_back("a", parcel, 60.0) is waiters[4]
     assert board.fan_out("g", parcel, 64.0, lambda box: None) == (1, 0, [])
     assert board.fan_out("g", parcel, 70.0, lambda box: None) == (0, 0, [])
 
@@ -221,6 +228,7 @@ def test_sinks() -> None:
         assert shared.setdefault("first", name) == "taking!"
         return name == "taking!"
 
+    board.put("behind!", Parcel(b"", 9.0, False), 0.0)
     for name in names:
         board.join("g", name, 0.0)
         box = board.boxes[name]
@@ -229,12 +237,11 @@ def test_sinks() -> None:
         if name != "absent!":
             waiters[name] = Waiter()
             box.waiters.append(waiters[name])
-    assert board.put("behind!", Parcel(b"", 9.0, False), 0.0) == (True, waiters["behind!"])
     parcel = Parcel(b"", 9.0, False, {"type": "x"})
     count, taken, wake = board.fan_out("g", parcel, 1.0, lambda box: None)
     assert (count, taken) == (5, 1)
     assert asked == ["taking!", "declining!"]
-    assert set(wake) == {waiters[name] for name in ("declining!", "plain!")}
+    assert set(wake) == {waiters[name] for name in ("declining!", "behind!", "plain!")}
     assert {name: len(board.boxes[name].parcels) for name in names} == {
         "taking!": 0,
         "declining!": 1,

@@ -87,16 +87,17 @@ class Inbox:
             start += 4 + size
             deliver(body[name_end + 4 : start])
 
-    def taken(self, name: bytes, count: int) -> int:
+    def taken(self, name: str, count: int) -> int:
         """Count what was consumed; returns how much of it was not ours."""
-        channel = self._channels.get(name)
+        wire = name.encode()
+        channel = self._channels.get(wire)
         if channel is None:
             return count
-        ours = min(channel.waiting, count)
+        ours = count if count <= channel.waiting else channel.waiting
         if ours:
             channel.waiting -= ours
             if not channel.taken:
-                self._unreported.append(name)
+                self._unreported.append(wire)
             channel.taken += ours
             # A quarter of the room soon: a consumer that keeps up must not be refused for want of a report.
             if channel.taken >= channel.report_at:

@@ -95,24 +95,24 @@ class Op(Sent):
 @functools.lru_cache(maxsize=16384)
 def _publish_words(topic: bytes, publish: bytes, bindings: bytes) -> tuple[bytes, bytes, bytes]:
     """What all publishes to a topic have in common: the beginnings of two commands, and the third."""
-    append = b"*8\r\n" + words(b"XADD", topic, b"MINID", b"~")
+    append = b"*5\r\n" + words(b"XADD", topic, b"*", b"d")
     return append, b"*3\r\n" + words(publish, topic), pack(b"HGETALL", bindings)
 
 
-#: Those, with the oldest entry to keep and the frame, twice.
-_PUBLISH = b"%b$%d\r\n%b\r\n$1\r\n*\r\n$1\r\nd\r\n$%d\r\n%b\r\n%b$%d\r\n%b\r\n%b"
+#: Those, with the frame, twice.
+_PUBLISH = b"%b$%d\r\n%b\r\n%b$%d\r\n%b\r\n%b"
 
 
 class Publish(Op):
     """Append to the topic's log, push to whoever listens, and learn which queues are bound to it."""
 
-    __slots__ = ("bindings", "retention", "seen")
+    __slots__ = ("bindings", "retention_ms", "seen")
 
     def __init__(
         self, outbox: Outbox, topic: bytes, body: bytes, ttl: float, retention: float, bindings: bytes
     ) -> None:
         super().__init__(outbox, topic, body, ttl)
-        self.retention = retention
+        self.retention_ms = int(retention * 1000)
         self.bindings = bindings
         #: Bindings that were found where the log is no more.
         self.seen: list[bytes] = []
@@ -120,21 +120,19 @@ class Publish(Op):
     def commands(self) -> bytes | list[bytes]:
         outbox, topic = self.outbox, self.topic
         sender = outbox.sender
-        oldest = b"%d" % (self.stamp - self.retention * 1000)
         append, push, look = _publish_words(topic or b"", outbox.dialect.publish, self.bindings)
         size = HEADER_SIZE + len(self.body)
-        upkeep = outbox.upkeep(topic or b"", size, self.retention)
+        upkeep = outbox.upkeep(topic or b"", size, self.stamp, self.retention_ms)
         self.want = 3 + len(upkeep)
         if upkeep:
             look = b"".join((*upkeep, look))
         # The log first: whatever was pushed can then be read.
         if size < HEADED:
             frame = sender.frame(self)
-            return _PUBLISH % (append, len(oldest), oldest, size, frame, push, size, frame, look)
-        append += b"$%d\r\n%b\r\n$1\r\n*\r\n$1\r\nd\r\n$%d\r\n" % (len(oldest), oldest, size)
+            return _PUBLISH % (append, size, frame, push, size, frame, look)
         head = sender.header(self, HEAD)
         return [
-            append + sender.header(self),
+            b"%b$%d\r\n%b" % (append, size, sender.header(self)),
             self.body,
             b"\r\n%b$%d\r\n%b\r\n%b" % (push, len(head), head, look),
         ]
@@ -239,9 +237,10 @@ class Destination:
         self.label = label
         self.retention_ms = int(retention * 1000)
         self.head = words(b"EVALSHA", outbox.post_sha, len(keys), *keys)
+        #: How long the keys live there, in milliseconds.
         self.life = words(self.retention_ms + 60_000)
-        #: The end of the command that posts one frame.
-        self.run = self.life + words(channel, self.capacity, 1)
+        #: One frame for it.
+        self.run = words(channel, self.capacity, 1)
 
     def full(self) -> ChannelFull:
         """What callers are told when there is no room."""
@@ -268,8 +267,7 @@ class Post(Op):
             return _post(self, to, sender.frame(self), _ONE, to.run)
         # The script would copy it several times: it only counts, and says in the log what it refuses.
         header = sender.header(self)
-        oldest = self.stamp - to.retention_ms
-        append = b"*8\r\n" + words(b"XADD", to.inbox, b"MINID", b"~", oldest, b"*", b"d")
+        append = b"*5\r\n" + words(b"XADD", to.inbox, b"*", b"d")
         behind = pack(b"PEXPIRE", to.inbox, to.retention_ms + 60_000)
         behind += pack(outbox.dialect.publish, to.inbox, sender.header(self, HEAD))
         self.want = 4
@@ -319,7 +317,7 @@ class Posts(Op):
 
     def commands(self) -> bytes:
         to = self._to
-        return _post(self, to, self.outbox.sender.frame(self), len(self._runs), to.life + _runs(self._runs))
+        return _post(self, to, self.outbox.sender.frame(self), len(self._runs), _runs(self._runs))
 
     def conclude(self, replies: list[Any]) -> Any:
         posts, self._posts = self._posts, []
@@ -374,15 +372,16 @@ def _post(op: Op, to: Destination, frame: bytes, count: int, runs: bytes) -> byt
     Args:
         frame: Its header only: the body comes by itself.
         count: Words that say how many frames are for which channel.
-        runs: Those, behind the milliseconds that the inbox lives.
+        runs: Those.
     """
     if op.flags & VOID:
         # It was refused or given up: only its place in the chain is filled.
-        count, runs = _ONE, to.life + words(to.channel, 0, 1)
-    cut = op.outbox.excess(to.inbox, HEADER_SIZE + len(op.body))
+        count, runs = _ONE, words(to.channel, 0, 1)
+    outbox = op.outbox
+    keep = outbox.due(to.inbox, HEADER_SIZE + len(op.body), to.retention_ms)
+    upkeep = _NOT_NOW if keep is None else words(op.stamp - to.retention_ms, keep)
     return _POST % (
-        14 + count, to.head, len(frame), frame, op.stamp - to.retention_ms, op.seq, op.outbox.sender.floor,
-        words(cut) if cut else _NOT_NOW, runs,
+        14 + count, to.head, len(frame), frame, op.seq, outbox.sender.floor, to.life, upkeep, runs,
     )  # fmt: skip
 
 
@@ -391,11 +390,10 @@ _ONE = 3
 
 _runs = functools.lru_cache(maxsize=16384)(lambda runs: words(*runs))
 
-_NOT_NOW = words(0)
+_NOT_NOW = words("", 0)
 
-#: How many words, those that say what to do where, the frame, the oldest entry to keep, seq and floor, the length to cut
-#: the log to, and the rest.
-_POST = b"*%d\r\n%b$%d\r\n%b\r\n$13\r\n%013d\r\n$16\r\n%016d\r\n$16\r\n%016d\r\n%b%b"
+#: How many words, those that say what to do where, the frame, seq and floor, and the rest.
+_POST = b"*%d\r\n%b$%d\r\n%b\r\n$16\r\n%016d\r\n$16\r\n%016d\r\n%b%b%b"
 
 
 def _unheard(op: Op) -> None:

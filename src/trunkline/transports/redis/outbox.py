@@ -84,7 +84,8 @@ class Outbox:
         self.dialect = dialect
         self.post_sha = dialect.sha(POST)
         self._redirect = redirect
-        self.log_length = log_length
+        self._log_length = log_length
+        self._many = log_length / 8
         self._connection: Line | None = None
         self._told: asyncio.Future[Any] = self.loop.create_future()
         self._told.set_result(None)
@@ -211,27 +212,38 @@ class Outbox:
             log = self._logs[topic] = _Log()
         return log
 
-    def excess(self, topic: bytes, size: int) -> int:
-        """Count a frame of a log; returns to how many frames the log must be cut now, mostly 0: not now."""
+    def due(self, topic: bytes, size: int, retention_ms: int) -> int | None:
+        """Count a frame of a log.
+
+        Returns:
+            None, or when somebody has to look after the log: to how many frames it must be cut; 0: it is not too long.
+        """
         log = self._logs.get(topic) or self._log(topic)
         log.frames += 1
         log.bytes += size
+        now = time.monotonic()
         # Each sender looks at what itself has sent, every eighth of the bound: senders need not know of each other.
-        if log.frames * 8 < self.log_length and log.bytes * 8 < LOG_BYTES:
+        is_long = log.frames >= self._many or log.bytes >= LOG_BYTES / 8
+        if not is_long and now < log.renew_at:
+            return None
+        log.renew_at = now + retention_ms / 4000
+        if not is_long:
             return 0
-        keep = max(min(self.log_length, LOG_BYTES * log.frames // log.bytes), 1)
+        keep = max(min(self._log_length, LOG_BYTES * log.frames // log.bytes), 1)
         log.frames = log.bytes = 0
         return keep
 
-    def upkeep(self, topic: bytes, size: int, retention: float) -> list[bytes]:
+    def upkeep(self, topic: bytes, size: int, stamp: int, retention_ms: int) -> list[bytes]:
         """Commands that keep a log from living or growing for ever: seldom any."""
-        packed = []
-        if keep := self.excess(topic, size):
+        keep = self.due(topic, size, retention_ms)
+        if keep is None:
+            return []
+        packed = [
+            pack(b"XTRIM", topic, b"MINID", b"~", stamp - retention_ms),
+            pack(b"PEXPIRE", topic, retention_ms + 10_000),
+        ]
+        if keep:
             packed.append(pack(b"XTRIM", topic, b"MAXLEN", b"~", keep))
-        log, now = self._log(topic), time.monotonic()
-        if now >= log.renew_at:
-            log.renew_at = now + retention / 4
-            packed.append(pack(b"PEXPIRE", topic, int(retention * 1000) + 10_000))
         return packed
 
     def discard(self, log: bytes, entry: bytes) -> None:

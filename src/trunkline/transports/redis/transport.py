@@ -165,7 +165,9 @@ class RedisTransport(Transport):
         self._links = list(links.values())
         self._writes, self._reads = self._route(links)
         if len(self._links) == 1:
-            self.now = self._links[0].clock.now  # type: ignore[method-assign]  # asked for with every message
+            # With every message: no call in between.
+            self.now = self._links[0].clock.now  # type: ignore[method-assign]
+            self.taken = self._links[0].inbox.taken  # type: ignore[method-assign, assignment]
         for link in self._links:
             link.start()
         try:
@@ -347,10 +349,9 @@ class RedisTransport(Transport):
         return link, Destination(link.outbox, keys, channel, capacity, label(channel, capacity), retention)
 
     def taken(self, channel: str, count: int) -> None:
-        name = channel.encode()
         links: Sequence[Link] = self._links if self._cluster is None else (self._cluster.home_link,)
         for link in links:
-            count = link.inbox.taken(name, count)
+            count = link.inbox.taken(channel, count)
             if not count:
                 return
 

@@ -2,21 +2,22 @@
 -- A large frame comes by itself behind this, a single one: then only what is refused is appended here, its void frame, so
 -- that nobody takes it.
 -- KEYS inbox, alive, depth, last, refused
--- ARGV frame (its header only: a large one), oldest id to keep, seq, floor, length to cut the log to (0: not now), ttl ms,
--- then for each run of frames for one channel: channel, capacity (-1: none), count
+-- ARGV frame (its header only: a large one), seq, floor, ttl ms, the oldest id that the log is to keep (empty: it is not
+-- looked after now), length to cut it to (0: it is not too long), then for each run of frames for one channel: channel,
+-- capacity (-1: none), count
 local HEADER, VOID = 37, 1 -- bytes of the header; what the first of them has in a void frame
 local large = #ARGV[1] == HEADER
 local function void()
   local mark = string.byte(ARGV[1])
   return string.char(mark % 2 == VOID and mark or mark + VOID) .. string.sub(ARGV[1], 2, HEADER)
 end
-local last = redis.call('SET', KEYS[4], ARGV[3], 'PX', ARGV[6], 'GET')
-if last and tonumber(last) >= tonumber(ARGV[3]) then
+local last = redis.call('SET', KEYS[4], ARGV[2], 'PX', ARGV[4], 'GET')
+if last and tonumber(last) >= tonumber(ARGV[2]) then
   -- Done before, only the answer was lost.
-  redis.call('SET', KEYS[4], last, 'PX', ARGV[6])
+  redis.call('SET', KEYS[4], last, 'PX', ARGV[4])
   for _, refusal in ipairs(redis.call('LRANGE', KEYS[5], 0, -1)) do
     local seq, places = string.match(refusal, '^(%d+)(.*)$')
-    if seq == ARGV[3] then
+    if seq == ARGV[2] then
       if large then redis.call('XADD', KEYS[1], '*', 'd', void()) end
       return 'FULL' .. places
     end
@@ -33,7 +34,7 @@ if alive == '' or (not alive and not listens) then
     local missed = 0
     for run = 7, #ARGV, 3 do missed = missed + ARGV[run + 2] end
     redis.call('HINCRBY', KEYS[3], '@missed', missed)
-    redis.call('PEXPIRE', KEYS[3], ARGV[6])
+    redis.call('PEXPIRE', KEYS[3], ARGV[4])
     if large then redis.call('XADD', KEYS[1], '*', 'd', void()) end
   end
   return 'GONE'
@@ -51,19 +52,19 @@ for run = 7, #ARGV, 3 do
     for place = many - over + 1, many do refused[#refused + 1] = count + place end
   elseif depth == many and redis.call('PTTL', KEYS[3]) < 0 then
     -- The owner prolongs it; should it die first, the count must not stay for ever.
-    redis.call('PEXPIRE', KEYS[3], ARGV[6])
+    redis.call('PEXPIRE', KEYS[3], ARGV[4])
   end
   count = count + many
 end
 if #refused > 0 then
   answer = table.concat(refused, ' ')
   local first = redis.call('LINDEX', KEYS[5], 0)
-  while first and tonumber(string.match(first, '^%d+')) < tonumber(ARGV[4]) do
+  while first and tonumber(string.match(first, '^%d+')) < tonumber(ARGV[3]) do
     redis.call('LPOP', KEYS[5])
     first = redis.call('LINDEX', KEYS[5], 0)
   end
-  redis.call('RPUSH', KEYS[5], ARGV[3] .. ' ' .. answer)
-  redis.call('PEXPIRE', KEYS[5], ARGV[6])
+  redis.call('RPUSH', KEYS[5], ARGV[2] .. ' ' .. answer)
+  redis.call('PEXPIRE', KEYS[5], ARGV[4])
   answer = 'FULL ' .. answer
   if #refused == count then
     frame = void()
@@ -83,9 +84,13 @@ if #refused > 0 then
     frame = table.concat(kept)
   end
 end
-if ARGV[5] ~= '0' then redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[5]) end
+if ARGV[5] ~= '' then
+  redis.call('XTRIM', KEYS[1], 'MINID', '~', ARGV[5])
+  if ARGV[6] ~= '0' then redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[6]) end
+end
 if large and answer == 'OK' then return answer end
-redis.call('XADD', KEYS[1], 'MINID', '~', ARGV[2], '*', 'd', frame)
-if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[6]) end
+redis.call('XADD', KEYS[1], '*', 'd', frame)
+-- As with the depth. A log that is new where everything was flushed has no time to live yet.
+if (listens or ARGV[5] ~= '') and redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 redis.call('PUBLISH', KEYS[1], frame)
 return answer
