@@ -97,6 +97,8 @@ class BareLayer:
         #: What this turn of the loop sends to each queue, and the one answer to it.
         self._batches: dict[str, tuple[list[bytes], asyncio.Future[Any]]] = {}
         self._readers: dict[str, Reader] = {}
+        #: Bytes since a log was cut.
+        self._logged = 0
         #: Large frames that wait in a log, and the entry behind which they do.
         self._announced: dict[str, int] = defaultdict(int)
         self._fetched: dict[str, bytes] = {}
@@ -140,11 +142,11 @@ class BareLayer:
         is_large = len(frame) >= HEADED
         counted = (
             bytes(HEADER_SIZE) if is_large else frame,
-            0,
             next(self._numbers),
             0,
-            0,
             60000,
+            "",
+            0,
             channel,
             -1,
             1,
@@ -180,8 +182,12 @@ class BareLayer:
         await self._commands.ask("HGETALL", f"{topic}:bound")
 
     def _log(self, topic: str, frame: bytes) -> None:
-        self._commands.ask("XADD", f"{topic}:log", "MAXLEN", "~", 10000, "*", "d", frame)
+        self._commands.ask("XADD", f"{topic}:log", "*", "d", frame)
         self._commands.ask("PUBLISH", topic, frame if len(frame) < HEADED else b"H" + topic.encode())
+        self._logged += len(frame)
+        if self._logged >= 1 << 20:
+            self._logged = 0
+            self._commands.ask("XTRIM", f"{topic}:log", "MAXLEN", "~", 10_000 if len(frame) < HEADED else 100)
 
     async def _fetch(self, topic: str) -> None:
         """Get large frames from their log, for as long as some were announced."""

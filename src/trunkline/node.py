@@ -471,7 +471,7 @@ class Node(Membership):
         """See ``ChannelLayer.receive``.
 
         Returns:
-            The message, if one waits. Otherwise what to await: it gives the message, or else this is to be called again, with
+            The message, if one waits. Otherwise what to await: it gives the message, or else this is to be called again with
             what it gave. Whoever is cancelled meanwhile calls ``give_up``.
         """
         if self.closed:

@@ -55,11 +55,7 @@ class Op(Sent):
         ttl: float,
         future: asyncio.Future[Any] | None = None,
     ) -> None:
-        # As Sent(…) does, without a call in between: this is once for every message.
-        self.topic = topic
-        self.body = body
-        self.flags = self.seq = 0
-        self.done = False
+        super().__init__(topic, body)
         self.want = 1
         self.outbox = outbox
         self.expires = time.monotonic() + ttl
@@ -255,7 +251,15 @@ class Post(Op):
     __slots__ = ("to",)
 
     def __init__(self, to: Destination, body: bytes, ttl: float) -> None:
-        Op.__init__(self, to.outbox, to.inbox, body, ttl)
+        # As Op(…) does, without two calls in between: this is once for every message.
+        outbox = self.outbox = to.outbox
+        self.topic = to.inbox
+        self.body = body
+        self.flags = self.seq = 0
+        self.done = False
+        self.want = 1
+        self.expires = time.monotonic() + ttl
+        self.future = asyncio.Future(loop=outbox.loop)
         self.to = to
 
     def commands(self) -> bytes | list[bytes]:
