@@ -344,6 +344,27 @@ class LayerConformance(PresenceConformance):
         assert [await asyncio.wait_for(task, 20) for task in third] == [{"n": 2}, {"n": 3}]
 
     @promise
+    async def test_a_reader_that_is_cancelled_as_its_message_comes(self) -> None:
+        """The message is the next reader's, and takes its room in the channel until that has it, and no longer."""
+        a, b = self.layer(capacity=3), self.layer(capacity=3)
+        channel = await b.new_channel()
+        for number in range(8):
+            before = b.stats().delivered
+            reader = asyncio.ensure_future(b.receive(channel))
+            await asyncio.sleep(0)
+            await self._until_accepted(a, channel, {"n": number})
+            while b.stats().delivered == before:  # noqa: ASYNC110 - the next turn of the loop is too late
+                await asyncio.sleep(0)
+            reader.cancel()
+            (got,) = await asyncio.gather(reader, return_exceptions=True)
+            if not isinstance(got, dict):
+                got = await self.get(b, channel)
+            assert got == {"n": number}
+        for number in range(3):
+            await self._until_accepted(a, channel, {"n": number})
+        await refused(ChannelFull, a.send(channel, {"n": 3}), naming=channel)
+
+    @promise
     async def test_a_message_to_a_dead_process_is_counted(self) -> None:
         """Sending to a channel whose process is gone is no error; the message is dropped and counted."""
         a, b = self.layer(), self.layer()

@@ -169,6 +169,39 @@ async def test_what_a_node_leaves_when_it_dies_at_once(server: Server) -> None:
         assert server.without_ttl(prefix) == []
 
 
+async def test_what_an_emptied_server_is_sent_does_not_stay_for_ever(server: Server) -> None:
+    """Keys that were made anew have a time to live at once, not only when their owner has noticed."""
+    prefix = unique()
+    pace = Pace(heartbeat=30.0)
+    async with Node(server, prefix, _pace=pace) as a, Node(server, prefix, _pace=pace) as b:
+        for _ in range(2):
+            assert await a.transport.post(b.name, "c!1", b"x", 10, TTL)
+            server.call("DEL", *server.call("KEYS", f"{prefix}*"))
+        assert await a.transport.post(b.name, "c!1", b"x", 10, TTL)
+        assert server.call("KEYS", f"{prefix}*")
+        assert server.without_ttl(prefix) == []
+
+
+async def test_logs_keep_what_is_young_enough(server: Server) -> None:
+    """What is older than the time to live leaves the logs, and the rest stays."""
+    async with Node(server, unique(), expiry=0.5) as a:
+        names = a.transport._links[0].names
+        logs = names.topic("room"), names.inbox(a.name)
+
+        async def send(count: int) -> list[int]:
+            for _ in range(count):
+                await a.transport.publish("room", b"x", 0.5)
+                await a.transport.post(a.name, "c!1", b"x", None, 0.5)
+            return [server.call("XLEN", log) for log in logs]
+
+        old, *_ = await send(300)
+        await asyncio.sleep(0.7)
+        young = await send(10)
+        # A server drops a hundred at a time, and a little later.
+        assert old == 300
+        assert all(10 <= length <= 110 for length in young)
+
+
 async def test_logs_are_bounded_in_frames_and_bytes(server: Server) -> None:
     """Whatever is sent, a log keeps about ``log_length`` frames and 128 MB."""
     prefix = unique()
@@ -507,7 +540,7 @@ async def test_names_move_to_other_servers_without_loss(server: Server, tmp_path
             node.transport = RedisTransport(hosts, prefix=prefix, read_hosts=read_hosts)
             await node.transport.open(node.name, node)
             nodes.append(node)
-        async with Load(nodes, topics=8) as load:
+        async with Load(nodes, topics=24) as load:  # so many that both servers have some
             for number in range(40):
                 for node in nodes:
                     await node.transport.push(
