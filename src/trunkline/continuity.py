@@ -59,22 +59,15 @@ class Sent:
 
     __slots__ = ("age", "answered_at", "body", "done", "flags", "prev", "seq", "stamp", "topic")
 
-    #: What ``Sender.number`` gives it.
-    prev: int
-    stamp: int
-    age: int
-    #: When the server has answered it, by a local clock in seconds.
-    answered_at: float
-
     def __init__(self, topic: bytes | None, body: bytes) -> None:
         #: The chain it belongs to; None: numbered and repeated like the others, but in no chain and never replayed.
         self.topic = topic
         self.body = body
-        self.flags = 0
-        #: 0: it is not numbered yet.
-        self.seq = 0
+        self.flags = self.seq = self.prev = self.stamp = self.age = 0
         #: The server has answered it.
         self.done = False
+        #: When, by a local clock in seconds.
+        self.answered_at = 0.0
 
 
 _S = TypeVar("_S", bound=Sent)
@@ -109,7 +102,6 @@ class Sender(Generic[_S]):
         """Give it its place after everything numbered before. ``clock_ms`` is the shared clock."""
         self._seq = sent.seq = self._seq + 1
         sent.stamp = clock_ms
-        sent.prev = sent.age = 0
         topic = sent.topic
         if topic is not None:
             last = self._last.get(topic) or self._older.get(topic)

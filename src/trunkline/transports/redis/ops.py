@@ -255,7 +255,7 @@ class Post(Op):
         outbox = self.outbox = to.outbox
         self.topic = to.inbox
         self.body = body
-        self.flags = self.seq = 0
+        self.flags = self.seq = self.prev = self.stamp = self.age = 0
         self.done = False
         self.want = 1
         self.expires = time.monotonic() + ttl
