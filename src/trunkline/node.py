@@ -515,20 +515,20 @@ class Node(Membership):
 
     def give_up(self, channel: str, waiting: object) -> None:
         """Say that nobody awaits what ``receive`` has returned any more."""
-        box = self._board.boxes.get(channel)
         if self.closed:
             return
+        given: Parcel | None = None
         if isinstance(waiting, asyncio.Future) and waiting.done() and not waiting.cancelled():
-            given: Parcel | None = waiting.result()
-            if given is not None and box is not None:
-                self._return(channel, given)
-                return
+            given = waiting.result()
+        box = self._board.boxes.get(channel)
+        if box is None:  # it was forgotten meanwhile
             if given is not None and given.posted:
                 self._transport.taken(channel, 1)
-        if box is None:
             return
         box.alive_at = self._now()  # whoever waits is alive anyway
-        if waiting in box.waiters:
+        if given is not None:
+            self._return(channel, given)
+        elif waiting in box.waiters:
             box.waiters.remove(waiting)
         elif box.parcels and box.waiters:  # it had been woken: the message is for the next one
             wake((box.waiters.pop(0),))

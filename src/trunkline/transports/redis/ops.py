@@ -374,9 +374,9 @@ def _post(op: Op, to: Destination, frame: bytes, count: int, runs: bytes) -> byt
     """The command that posts ``op``.
 
     Args:
-        frame: Its header only: the body comes by itself.
-        count: Words that say how many frames are for which channel.
-        runs: Those.
+        frame: Or its header only; then the body comes by itself.
+        count: How many words say which channel its frames are for.
+        runs: Those words.
     """
     if op.flags & VOID:
         # It was refused or given up: only its place in the chain is filled.
@@ -392,6 +392,7 @@ def _post(op: Op, to: Destination, frame: bytes, count: int, runs: bytes) -> byt
 #: Words of one run of frames: channel, capacity and count.
 _ONE = 3
 
+#: Those of several.
 _runs = functools.lru_cache(maxsize=16384)(lambda runs: words(*runs))
 
 _NOT_NOW = words("", 0)

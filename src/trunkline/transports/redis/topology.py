@@ -83,7 +83,6 @@ class Names:
         remembered = functools.lru_cache(maxsize=16384)
         self.topic = remembered(self._topic)
         self.bindings = remembered(self._bindings)
-        self.post_keys = remembered(self._post_keys)
         self.push_keys = remembered(self._push_keys)
         self.record_keys = remembered(self._record_keys)
         #: What the keys of the server itself are tagged by; None: by their names.
@@ -125,7 +124,7 @@ class Names:
         """The log and the pub/sub channel of what is posted to a node."""
         return self._key("i", node)
 
-    def _post_keys(self, node: str, sid: str) -> tuple[bytes, ...]:
+    def post_keys(self, node: str, sid: str) -> tuple[bytes, ...]:
         """Inbox, sign of life, depths, and two memories of what ``sid`` posted."""
         return (
             self.inbox(node),
