@@ -11,7 +11,8 @@ local function void()
   local mark = string.byte(ARGV[1])
   return string.char(mark % 2 == VOID and mark or mark + VOID) .. string.sub(ARGV[1], 2, HEADER)
 end
-local last = redis.call('SET', KEYS[4], ARGV[2], 'PX', ARGV[4], 'GET')
+local last = redis.call('SET', KEYS[4], ARGV[2], 'KEEPTTL', 'GET')
+if not last or ARGV[5] ~= '' then redis.call('PEXPIRE', KEYS[4], ARGV[4]) end
 if last and tonumber(last) >= tonumber(ARGV[2]) then
   -- Done before, only the answer was lost.
   redis.call('SET', KEYS[4], last, 'PX', ARGV[4])
