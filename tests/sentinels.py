@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,22 @@ class Watched:
         for sentinel in self.sentinels:
             sentinel.call("SENTINEL", "SET", self.name, "down-after-milliseconds", down_after)
 
+    @staticmethod
+    def ask(server: Server, *command: str) -> Any:
+        """The answer; None when it was cut off: a sentinel that tells a server its part cuts all connections to it."""
+        try:
+            return server.call(*command)
+        except ConnectionError:
+            return None
+
     def _in_step(self, server: Server) -> bool:
-        role = server.call("ROLE")
-        return bool(role[0] == b"slave" and role[3] == b"connected")
+        role = self.ask(server, "ROLE")
+        return role is not None and role[0] == b"slave" and role[3] == b"connected"
+
+    def is_replica(self, server: Server) -> bool:
+        """Whether the server knows that it is one."""
+        role = self.ask(server, "ROLE")
+        return role is not None and role[0] == b"slave"
 
     def _agree(self, replicas: int) -> bool:
         for sentinel in self.sentinels:
@@ -135,7 +149,8 @@ class Watched:
         """After a failover: bring every server back, and wait until all but the master are replicas in step."""
         for server in self.servers:
             server.revive()
-            server.call("CONFIG", "SET", "masterauth", self._options.get("masterauth", ""))
+            password = self._options.get("masterauth", "")
+            until("it takes the password", partial(self.ask, server, "CONFIG", "SET", "masterauth", password))
         self.hurry()  # a server that comes back is told what it is within some 15 s otherwise
         until("the others are replicas in step", self._mended, 30.0)
         self.hurry(False)

@@ -190,7 +190,7 @@ async def test_a_frozen_master_costs_nothing(watched: Watched) -> None:
         finally:
             scene.master.thaw()
         watched.hurry()  # it takes them some 15 s otherwise
-        await eventually(lambda: scene.master.call("ROLE")[0] == b"slave")
+        await eventually(lambda: watched.is_replica(scene.master))
         await scene.busy()
         assert all(node.reconnects == 1 for node in scene.nodes)
     # An answer can leave before the replica has heard of it, if the master ends in between.
