@@ -168,7 +168,8 @@ class Stage:
         """Write a large frame in a transaction that is left open; returns its length in the file."""
         store = self.transport._store
         assert store is not None
-        assert store.begin()
+        if not store.begin():  # no assert: under -O it would not be asked
+            raise RuntimeError("another process writes")
         store.append("t", self.transport._node, None, None, time.time() + 60, b"half".ljust(size, b"!"))
         return store.path.with_name("layer.db-large").stat().st_size
 
